@@ -1,0 +1,132 @@
+"""Floors one and two: primitives that decide, and layers that wait; nothing here knows HTTP."""
+
+from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
+from shared.infrastructure.resilience.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitBreakerLayer,
+    CircuitGate,
+    CircuitState,
+    Permit,
+)
+from shared.infrastructure.resilience.clock import MONOTONIC, Clock, SystemClock, TimerHandle
+from shared.infrastructure.resilience.errors import (
+    AttemptTimeoutError,
+    BulkheadFullError,
+    CallRefusedError,
+    CircuitOpenError,
+    ConfigurationError,
+    DeadlineExceededError,
+    MissingExtraError,
+    RateLimitExceededError,
+    ServiceError,
+)
+from shared.infrastructure.resilience.events import (
+    CircuitStateChanged,
+    Event,
+    HealthStatusChanged,
+    Listener,
+    Listeners,
+    RetryScheduled,
+)
+from shared.infrastructure.resilience.guard import EndpointGuard
+from shared.infrastructure.resilience.health_monitor import (
+    HealthConfig,
+    HealthLayer,
+    HealthMonitor,
+    HealthStatus,
+)
+from shared.infrastructure.resilience.layer import (
+    PLAIN_CALL,
+    Inner,
+    Layer,
+    Semantics,
+    Send,
+    Verdict,
+    stack,
+)
+from shared.infrastructure.resilience.observe import CallStats, ObserveLayer
+from shared.infrastructure.resilience.rate_limiter import (
+    RateLimitConfig,
+    RateLimiter,
+    RateLimitLayer,
+    RateLimitStrategy,
+    SlidingWindow,
+    TokenBucket,
+)
+from shared.infrastructure.resilience.retry import RetryConfig, RetryLayer
+from shared.infrastructure.resilience.timeout import (
+    AttemptTimeoutLayer,
+    DeadlineLayer,
+    deadline,
+    remaining_time,
+)
+
+__all__ = [
+    # layer.py
+    "Inner",
+    "Layer",
+    "PLAIN_CALL",
+    "Semantics",
+    "Send",
+    "Verdict",
+    "stack",
+    # errors.py
+    "AttemptTimeoutError",
+    "BulkheadFullError",
+    "CallRefusedError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "DeadlineExceededError",
+    "MissingExtraError",
+    "RateLimitExceededError",
+    "ServiceError",
+    # events.py
+    "CircuitStateChanged",
+    "Event",
+    "HealthStatusChanged",
+    "Listener",
+    "Listeners",
+    "RetryScheduled",
+    # clock.py
+    "Clock",
+    "MONOTONIC",
+    "SystemClock",
+    "TimerHandle",
+    # circuit_breaker.py
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerLayer",
+    "CircuitGate",
+    "CircuitState",
+    "Permit",
+    # rate_limiter.py
+    "RateLimitConfig",
+    "RateLimitLayer",
+    "RateLimitStrategy",
+    "RateLimiter",
+    "SlidingWindow",
+    "TokenBucket",
+    # retry.py
+    "RetryConfig",
+    "RetryLayer",
+    # timeout.py
+    "AttemptTimeoutLayer",
+    "DeadlineLayer",
+    "deadline",
+    "remaining_time",
+    # bulkhead.py
+    "Bulkhead",
+    "BulkheadConfig",
+    "BulkheadLayer",
+    # health_monitor.py
+    "HealthConfig",
+    "HealthLayer",
+    "HealthMonitor",
+    "HealthStatus",
+    # observe.py
+    "CallStats",
+    "ObserveLayer",
+    # guard.py
+    "EndpointGuard",
+]

@@ -1,0 +1,115 @@
+"""Bulkhead: bound the calls in flight, so that one slow service cannot sink everything."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from shared.infrastructure.resilience.clock import MONOTONIC, Clock
+from shared.infrastructure.resilience.errors import BulkheadFullError
+from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
+from shared.infrastructure.resilience.timeout import within_deadline
+from shared.infrastructure.resilience.wait_queue import WaitQueue
+
+
+class BulkheadConfig(BaseModel, frozen=True, extra="forbid"):
+    """How many calls may be in flight and in line.
+
+    Attributes:
+        max_concurrent: Calls in flight at the same time; at least 1; no default.
+        max_queue: Calls that may wait for a slot; None (default) is no bound; at least 0.
+        max_wait: Seconds a call may wait for a slot; None (default) waits as long as the caller's
+            deadline allows.
+    """
+
+    max_concurrent: int = Field(ge=1)
+    max_queue: int | None = Field(default=None, ge=0)
+    max_wait: float | None = Field(default=None, ge=0)
+
+
+class Bulkhead:
+    """Slots for calls in flight, served in order of arrival.
+
+    Args:
+        config: Bounds.
+        clock: Source of monotonic time.
+    """
+
+    def __init__(self, config: BulkheadConfig, *, clock: Clock = MONOTONIC) -> None:
+        self.config = config
+        self._in_flight = 0
+        self._refused = 0
+        self._queue = WaitQueue(self._take, self._give_back, clock)
+
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free and nobody waits for it; never wait."""
+        if self._queue or self._in_flight >= self.config.max_concurrent:
+            return False
+        self._in_flight += 1
+        return True
+
+    async def acquire(self, *, max_wait: float | None = None) -> None:
+        """Take a slot, waiting in line if need be; give it back with `release`.
+
+        Raises:
+            BulkheadFullError: The line is full, or no slot came free within `max_wait` seconds.
+        """
+        if self.try_acquire():
+            return
+        max_queue = self.config.max_queue
+        line_is_full = max_queue is not None and len(self._queue) >= max_queue
+        if line_is_full or not await self._queue.join(1.0, max_wait):
+            self._refused += 1
+            raise BulkheadFullError(
+                f"no slot free: {self._in_flight} calls in flight, {len(self._queue)} waiting"
+            )
+
+    def release(self) -> None:
+        """Give a slot back; the longest waiting call takes it over."""
+        self._in_flight -= 1
+        self._queue.pump()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return occupancy and counters as plain JSON types."""
+        return {
+            "in_flight": self._in_flight,
+            "max_concurrent": self.config.max_concurrent,
+            "waiting": len(self._queue),
+            "refused_count": self._refused,
+        }
+
+    def _take(self, _cost: float) -> float:
+        if self._in_flight >= self.config.max_concurrent:
+            return math.inf
+        self._in_flight += 1
+        return 0.0
+
+    def _give_back(self, _cost: float) -> None:
+        self.release()
+
+
+class BulkheadLayer:
+    """Hold a slot until the answer is over.
+
+    Position: below the rate limiter, so that no slot is held while waiting for a permit; above the
+    breaker's permit, so that no half-open probe waits here.
+    """
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self._bulkhead = bulkhead
+
+    async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
+        bulkhead = self._bulkhead
+        if not bulkhead.try_acquire():
+            await bulkhead.acquire(max_wait=within_deadline(bulkhead.config.max_wait))
+        try:
+            response = await inner.send(request)
+        except BaseException:
+            bulkhead.release()
+            raise
+        return inner.semantics.watch(response, self._over)
+
+    def _over(self, _verdict: Verdict) -> None:
+        self._bulkhead.release()

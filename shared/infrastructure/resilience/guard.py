@@ -1,0 +1,85 @@
+"""Everything that protects one endpoint, in its right order: a service, one host, one GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
+from shared.infrastructure.resilience.circuit_breaker import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitBreakerLayer,
+    CircuitGate,
+)
+from shared.infrastructure.resilience.clock import MONOTONIC, Clock
+from shared.infrastructure.resilience.events import NO_LISTENERS, Listeners
+from shared.infrastructure.resilience.health_monitor import HealthLayer, HealthMonitor
+from shared.infrastructure.resilience.layer import Layer
+from shared.infrastructure.resilience.rate_limiter import RateLimitConfig, RateLimitLayer
+from shared.infrastructure.resilience.timeout import AttemptTimeoutLayer
+
+
+class EndpointGuard:
+    """The per-attempt half of a stack and the primitives in it, shared by all calls to an endpoint.
+
+    None for a config leaves that layer out.
+
+    Args:
+        name: Endpoint, used in errors and events.
+        health: Monitor that ordinary traffic is reported to.
+        circuit_breaker: When to stop calling.
+        rate_limit: How fast to call.
+        bulkhead: How many calls at once.
+        attempt_timeout: Seconds one attempt may take.
+        clock: Source of monotonic time.
+        listeners: Told of transitions.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        health: HealthMonitor,
+        circuit_breaker: CircuitBreakerConfig | None,
+        rate_limit: RateLimitConfig | None = None,
+        bulkhead: BulkheadConfig | None = None,
+        attempt_timeout: float | None = None,
+        clock: Clock = MONOTONIC,
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
+        self.name = name
+        self.health = health
+        self.breaker = (
+            CircuitBreaker(name, circuit_breaker, clock=clock, listeners=listeners)
+            if circuit_breaker
+            else None
+        )
+        self.limiter = rate_limit.build(clock=clock) if rate_limit else None
+        self.bulkhead = Bulkhead(bulkhead, clock=clock) if bulkhead else None
+        self.layers: list[Layer[Any, Any]] = []
+        # Cheap refusals first, then the queues, and only then what a queue must not hold.
+        if self.breaker:
+            self.layers.append(CircuitGate(self.breaker))
+        if self.limiter and rate_limit:
+            self.layers.append(RateLimitLayer(self.limiter, rate_limit.max_wait))
+        if self.bulkhead:
+            self.layers.append(BulkheadLayer(self.bulkhead))
+        if self.breaker:
+            self.layers.append(CircuitBreakerLayer(self.breaker))
+        self.layers.append(HealthLayer(health, clock=clock))
+        if attempt_timeout is not None:
+            self.layers.append(AttemptTimeoutLayer(attempt_timeout, clock=clock))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state of every part; a part that is switched off is `{"enabled": False}`."""
+        parts = {
+            "circuit_breaker": self.breaker,
+            "rate_limiter": self.limiter,
+            "bulkhead": self.bulkhead,
+        }
+        status: dict[str, Any] = {
+            name: {"enabled": True, **part.snapshot()} if part else {"enabled": False}
+            for name, part in parts.items()
+        }
+        status["health"] = self.health.snapshot()
+        return status

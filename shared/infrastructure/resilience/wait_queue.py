@@ -1,0 +1,94 @@
+"""A first-come, first-served line in front of something scarce: permits of a rate or slots.
+
+Nobody barges: a newcomer that finds a line joins it. Whatever the length of the line there is one
+timer, that of its head. A waiter that is cancelled leaves at once and those behind it move up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+from shared.infrastructure.resilience.clock import Clock, TimerHandle
+
+
+class WaitQueue:
+    """The line itself; what is scarce is known only by two functions of its owner.
+
+    Args:
+        take: Takes `cost` and returns 0.0 if there is enough, else returns the seconds after which
+            asking again makes sense (`inf`: only `pump` can tell) and takes nothing.
+        give_back: Returns `cost` that was taken for a waiter who no longer wants it, and pumps.
+        clock: Source of time.
+    """
+
+    __slots__ = ("_clock", "_give_back", "_line", "_take", "_timer", "queued_cost")
+
+    def __init__(
+        self, take: Callable[[float], float], give_back: Callable[[float], None], clock: Clock
+    ) -> None:
+        self._take = take
+        self._give_back = give_back
+        self._clock = clock
+        self._line: OrderedDict[asyncio.Future[bool], float] = OrderedDict()
+        self._timer: TimerHandle | None = None
+        self.queued_cost = 0.0
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    async def join(self, cost: float, max_wait: float | None) -> bool:
+        """Wait in line until `cost` is taken; return False if `max_wait` seconds pass first."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._line[future] = cost
+        self.queued_cost += cost
+        if len(self._line) == 1:
+            self.pump()
+        expiry = None
+        if max_wait is not None and not future.done():
+            expiry = self._clock.call_later(max_wait, lambda: self._leave(future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # The permit may have been handed over in the very tick the waiter was cancelled.
+            if future.done() and not future.cancelled() and future.result():
+                self._give_back(cost)
+            raise
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            self._leave(future)
+
+    def pump(self) -> None:
+        """Serve the line from its head for as long as there is enough."""
+        self._disarm()
+        while self._line:
+            future, cost = next(iter(self._line.items()))
+            delay = 0.0 if future.done() else self._take(cost)
+            if delay > 0.0:
+                if delay < math.inf:
+                    self._timer = self._clock.call_later(delay, self.pump)
+                return
+            self._remove(future)
+            if not future.done():
+                future.set_result(True)
+
+    def _leave(self, future: asyncio.Future[bool]) -> None:
+        if future not in self._line:
+            return
+        was_head = next(iter(self._line)) is future
+        self._remove(future)
+        if not future.done():
+            future.set_result(False)
+        if was_head:
+            self.pump()
+
+    def _remove(self, future: asyncio.Future[bool]) -> None:
+        self.queued_cost -= self._line.pop(future)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
