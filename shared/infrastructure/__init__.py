@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         NoHostAvailableError,
         StreamInterruptedError,
     )
-
     from shared.infrastructure.http import (
         ConnectionPoolConfig,
         EnhancedHTTPClient,

@@ -172,6 +172,7 @@ def typed_error(exc: httpx.TransportError, request: httpx.Request) -> UpstreamEr
     # httpx often leaves the text empty; the class of the cause is then all there is to say.
     reason = str(exc) or type(exc).__name__
     typed = error(f"{request.method} {host}{request.url.path}: {reason}", host=host)
+    typed.attempts = 1
     if isinstance(typed, httpx.TransportError):
         typed.request = request
     return typed

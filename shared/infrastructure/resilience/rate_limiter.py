@@ -45,15 +45,16 @@ class RateLimitConfig(BaseModel, frozen=True, extra="forbid"):
             tenth of a second's worth, at least 1.
         strategy: Token bucket (default) or sliding window.
         window: Seconds of the sliding window; 1; above 0.
-        max_wait: Seconds a call may wait for its permit before it is refused; None (default) waits
-            as long as the caller's deadline allows.
+        max_wait: Seconds a call may wait for its permit; 60. A call that would have to wait longer
+            is refused at once; None waits as long as the caller's deadline allows, which may be
+            for hours when a service answers 429 with a long Retry-After.
     """
 
     requests_per_second: float = Field(gt=0)
     burst_size: int | None = Field(default=None, ge=1)
     strategy: RateLimitStrategy = RateLimitStrategy.TOKEN_BUCKET
     window: float = Field(default=1.0, gt=0)
-    max_wait: float | None = Field(default=None, ge=0)
+    max_wait: float | None = Field(default=60.0, ge=0)
 
     def build(self, *, clock: Clock = MONOTONIC) -> RateLimiter:
         """Return the limiter this config describes."""

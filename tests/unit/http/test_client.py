@@ -23,6 +23,7 @@ from shared.infrastructure.resilience import (
     DeadlineExceededError,
     ObserveLayer,
     RateLimitConfig,
+    RateLimitExceededError,
     RetryConfig,
 )
 
@@ -120,6 +121,23 @@ async def test_an_error_is_typed_tells_its_story_and_is_httpxs_own_too() -> None
     }
     assert len(error.earlier) == 3
     assert error.request.url.path == "/x"
+
+
+async def test_without_retries_an_error_tells_of_its_one_attempt() -> None:
+    async with client(Upstream(httpx.ConnectError("refused")), retry_config=None) as http:
+        with pytest.raises(ConnectFailedError) as caught:
+            await http.get("/x")
+    assert caught.value.attempts == 1
+
+
+async def test_a_429_that_asks_for_hours_does_not_make_anybody_wait_for_hours() -> None:
+    upstream = Upstream(lambda: httpx.Response(429, headers={"Retry-After": "7200"}))
+    limit = RateLimitConfig(requests_per_second=1000, burst_size=10)
+    async with client(upstream, rate_limit_config=limit) as http:
+        assert (await http.get("/x")).status_code == 429
+        with pytest.raises(RateLimitExceededError) as caught:
+            await http.get("/x")
+    assert caught.value.retry_after == pytest.approx(7200, abs=5)
 
 
 async def test_repeated_failures_open_the_breaker_and_nothing_more_is_sent() -> None:

