@@ -1,0 +1,24 @@
+"""Libraries that are imported when they are used, so that nobody pays for one he does not use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from shared.infrastructure.resilience.errors import MissingExtraError
+
+
+def require(module: str, *, extra: str) -> Any:
+    """Return a module, which is then untyped.
+
+    Args:
+        module: Its full name.
+        extra: The extra of this distribution that installs it.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise MissingExtraError(f"a local model that runs with {module!r}", extra) from exc
