@@ -78,7 +78,7 @@ def test_configs_have_the_promised_names_and_defaults() -> None:
 async def test_breaker_limiters_and_monitor_report_their_state() -> None:
     breaker = CircuitBreaker("db", CircuitBreakerConfig(failure_threshold=1))
     assert breaker.state is CircuitState.CLOSED
-    assert {state.name for state in CircuitState} == {"CLOSED", "OPEN", "HALF_OPEN"}
+    assert {state.name for state in CircuitState} >= {"CLOSED", "OPEN", "HALF_OPEN"}
     assert breaker.snapshot()["state"] == "closed"
 
     for limiter in (TokenBucket(1000.0, 1), SlidingWindow(1, 0.001)):

@@ -27,7 +27,8 @@ def documents(tmp_path: Path) -> Path:
 @pytest.fixture
 def demo(documents: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", str(documents)],
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        ["env", "--default-signal=INT", sys.executable, "-m", "examples.demo", str(documents)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

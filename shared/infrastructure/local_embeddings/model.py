@@ -22,6 +22,7 @@ from shared.infrastructure.local_embeddings.vectors import Vectors, normalized
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
 from shared.infrastructure.resilience.circuit_breaker import (
     CircuitBreaker,
+    CircuitBreakerConfig,
     CircuitBreakerLayer,
     CircuitGate,
 )
@@ -64,7 +65,10 @@ class LocalEmbeddingModel:
         self._backend_factory = backend_factory
         self._engine: Engine | None = None
         self._spec: BackendSpec | None = None
-        self._breaker = CircuitBreaker(config.model_name, clock=clock)
+        # No rate rule: who looks for the one bad text in a batch halves it time and again, and half
+        # of those calls fail though the model is well.
+        rules = CircuitBreakerConfig(failure_rate=None)
+        self._breaker = CircuitBreaker(config.model_name, rules, clock=clock)
         self._bulkhead = Bulkhead(
             BulkheadConfig(max_concurrent=config.max_concurrent, max_queue=config.max_queue),
             clock=clock,

@@ -8,14 +8,19 @@ nothing and gives its slot back; a probe that never ends loses its slot when its
 from __future__ import annotations
 
 import enum
-from typing import Any
+import random
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CircuitOpenError
 from shared.infrastructure.resilience.events import NO_LISTENERS, CircuitStateChanged, Listeners
-from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
+from shared.infrastructure.resilience.layer import Inner, Req, Res, Semantics, Verdict
+from shared.infrastructure.resilience.trip_rules import TripConfig, TripRules
+
+# Share of the calls let through at the very beginning of a ramp.
+_RAMP_FLOOR = 0.1
 
 
 class CircuitState(enum.StrEnum):
@@ -27,30 +32,50 @@ class CircuitState(enum.StrEnum):
     """Refuses it."""
     HALF_OPEN = "half_open"
     """Lets it through as a probe, if a probe is free."""
+    FORCED_OPEN = "forced_open"
+    """Refuses it, whatever happens, until told otherwise."""
+    DISABLED = "disabled"
+    """Lets it through and looks away."""
+    METRICS_ONLY = "metrics_only"
+    """Lets it through and counts it, but never opens."""
 
 
-class CircuitBreakerConfig(BaseModel, frozen=True, extra="forbid"):
-    """When a circuit breaker opens, and how it closes again.
+class CircuitBreakerConfig(TripConfig, frozen=True, extra="forbid"):
+    """When a circuit breaker opens, by the fields of `TripConfig`, and how it closes again.
 
     Attributes:
-        failure_threshold: Failures in a row that open the circuit; 5; at least 1.
         success_threshold: Successful probes that close it again; 2; at least 1.
         timeout: Seconds open before the first probe; 60; above 0.
+        max_timeout: Each failed round of probes doubles the seconds open, up to this; 300. What is
+            added is jittered, so that a fleet does not come back all at once.
         half_open_max_calls: Probes in flight at the same time; 1; at least 1.
         probe_lease: Seconds after which a probe that has not ended counts as failed; 30; above 0.
+        ramp_up: Seconds after closing in which only a growing share of the calls is let through,
+            from a tenth on; 0 (default) lets all through at once.
+        obey_retry_after: Open at once, for as long as it asks, when a failed answer comes with
+            Retry-After; False.
     """
 
-    failure_threshold: int = Field(default=5, ge=1)
     success_threshold: int = Field(default=2, ge=1)
     timeout: float = Field(default=60.0, gt=0)
+    max_timeout: float = Field(default=300.0, gt=0)
     half_open_max_calls: int = Field(default=1, ge=1)
     probe_lease: float = Field(default=30.0, gt=0)
+    ramp_up: float = Field(default=0.0, ge=0)
+    obey_retry_after: bool = False
+
+    def open_time(self, failed_rounds: int, rng: random.Random) -> float:
+        """Return the seconds to stay open after so many rounds of probes that failed."""
+        if failed_rounds == 0:
+            return self.timeout
+        longest = max(self.timeout, min(self.max_timeout, self.timeout * 2.0**failed_rounds))
+        return rng.uniform(longest / 2.0, longest) if longest > self.timeout else self.timeout
 
 
 class Permit:
     """Leave to make one call; tell it how the call ended.
 
-    All calls of one closed period share a permit, so that the ordinary case allocates nothing.
+    Calls of one closed period may share a permit, so that the ordinary case allocates nothing.
     """
 
     __slots__ = ("_breaker", "epoch", "expires", "is_probe")
@@ -73,6 +98,7 @@ class CircuitBreaker:
         name: Service it guards, used in errors and events.
         config: Thresholds and times.
         clock: Source of monotonic time.
+        rng: Source of jitter.
         listeners: Told of every transition.
     """
 
@@ -82,21 +108,24 @@ class CircuitBreaker:
         config: CircuitBreakerConfig | None = None,
         *,
         clock: Clock = MONOTONIC,
+        rng: random.Random | None = None,
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self.name = name
         self.config = config or CircuitBreakerConfig()
         self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._listeners = listeners
+        self._rules = TripRules(self.config)
         self._state = CircuitState.CLOSED
         self._epoch = 0
-        self._closed_permit = Permit(self, 0)
-        self._failures_in_row = 0
-        self._open_until = 0.0
+        self._changed_at = clock.now()
+        self._open_until = self._ramp_began = 0.0
+        self._failed_rounds = 0
         self._probes: set[Permit] = set()
         self._probe_successes = 0
-        self._changed_at = clock.now()
-        self._refused = self._stale = self._opened = 0
+        self._refused = self._stale = self._opened = self._would_open = 0
+        self._shared_permit = self._make_shared_permit()
 
     @property
     def state(self) -> CircuitState:
@@ -106,20 +135,28 @@ class CircuitBreaker:
         return self._state
 
     def check(self) -> None:
-        """Raise `CircuitOpenError` if `admit` would refuse; take nothing."""
-        if self._state is not CircuitState.CLOSED:
-            self._advance()
-            if not self._has_room():
+        """Raise `CircuitOpenError` if no call may pass; take nothing."""
+        if self._shared_permit is None:
+            self._advance(self._clock.now())
+            if not self._lets_through() and not self._has_room():
                 self._refuse()
 
     def admit(self) -> Permit:
         """Return a permit that must be settled once, or raise `CircuitOpenError`."""
-        if self._state is CircuitState.CLOSED:
-            return self._closed_permit
-        self._advance()
+        if self._shared_permit is not None:
+            return self._shared_permit
+        now = self._clock.now()
+        self._advance(now)
+        if self._lets_through():
+            if self._is_held_back(now):
+                self._refuse()
+            permit = Permit(self, self._epoch)
+            if self._rules.watches_time:
+                self._rules.begin(permit, now)
+            return permit
         if not self._has_room():
             self._refuse()
-        probe = Permit(self, self._epoch, self._clock.now() + self.config.probe_lease)
+        probe = Permit(self, self._epoch, now + self.config.probe_lease)
         self._probes.add(probe)
         return probe
 
@@ -129,23 +166,63 @@ class CircuitBreaker:
             self._stale += 1
         elif permit.is_probe:
             self._settle_probe(permit, verdict)
-        elif verdict is Verdict.OK:
-            self._failures_in_row = 0
-        elif verdict is Verdict.FAILED:
-            self._failures_in_row += 1
-            if self._failures_in_row >= self.config.failure_threshold:
-                self._open(f"{self._failures_in_row} failures in a row")
+        elif verdict is Verdict.VOID or verdict is Verdict.BUSY:
+            self._rules.forget(permit)
+        elif self._state is not CircuitState.DISABLED:
+            now = self._clock.now()
+            reason = self._rules.end(permit, now, failed=verdict is Verdict.FAILED)
+            if reason is not None:
+                self._trip(reason)
+
+    def open_for(self, seconds: float, reason: str = "the service asked for it") -> None:
+        """Open now and stay so for `seconds`; see `open_until`."""
+        self.open_until(self._clock.now() + seconds, reason)
+
+    def open_until(self, instant: float, reason: str = "the service asked for it") -> None:
+        """Open now and stay so until `instant` on the breaker's clock, `max_timeout` at most.
+
+        Nothing happens if it is switched by hand, or open for longer anyway.
+        """
+        latest = self._clock.now() + max(self.config.timeout, self.config.max_timeout)
+        if self._state in {CircuitState.CLOSED, CircuitState.HALF_OPEN}:
+            self._open(min(instant, latest), reason)
+        elif self._state is CircuitState.OPEN:
+            self._open_until = max(self._open_until, min(instant, latest))
+
+    def force_open(self) -> None:
+        """Refuse every call until `reset`."""
+        self._enter(CircuitState.FORCED_OPEN, "switched by hand")
+
+    def disable(self) -> None:
+        """Let every call through and count nothing until `reset`."""
+        self._enter(CircuitState.DISABLED, "switched by hand")
+
+    def metrics_only(self) -> None:
+        """Let every call through and count when it would have opened, until `reset`."""
+        self._enter(CircuitState.METRICS_ONLY, "switched by hand")
+
+    def reset(self) -> None:
+        """Close, forget everything, and go by the rules again."""
+        self._failed_rounds = 0
+        self._enter(CircuitState.CLOSED, "switched by hand")
 
     def snapshot(self) -> dict[str, Any]:
         """Return state, counters and times as plain JSON types; times are seconds."""
         now = self._clock.now()
+        window = self._rules.window
+        window.advance(now)
         return {
             "state": self.state.value,
-            "failure_count": self._failures_in_row,
+            "failure_count": self._rules.failures_in_row,
             "failure_threshold": self.config.failure_threshold,
+            "window_calls": window.calls,
+            "window_failures": window.failures,
+            "window_slow_calls": window.slow,
             "probes_in_flight": len(self._probes),
             "probe_successes": self._probe_successes,
+            "failed_rounds": self._failed_rounds,
             "opened_count": self._opened,
+            "would_open_count": self._would_open,
             "refused_count": self._refused,
             "stale_outcome_count": self._stale,
             "seconds_in_state": now - self._changed_at,
@@ -157,19 +234,37 @@ class CircuitBreaker:
             return
         self._probes.discard(probe)
         if verdict is Verdict.FAILED:
-            self._open("a probe failed")
+            self._fail_round("a probe failed")
         elif verdict is Verdict.OK:
             self._probe_successes += 1
             if self._probe_successes >= self.config.success_threshold:
+                self._failed_rounds = 0
+                self._ramp_began = self._clock.now()
                 self._enter(CircuitState.CLOSED, f"{self._probe_successes} probes succeeded")
 
-    def _advance(self) -> None:
+    def _advance(self, now: float) -> None:
         """Make the transition that only the passing of time asks for."""
-        now = self._clock.now()
-        if self._state is CircuitState.OPEN and now >= self._open_until:
-            self._enter(CircuitState.HALF_OPEN, "open time is over")
+        if self._state is CircuitState.OPEN:
+            if now >= self._open_until:
+                self._enter(CircuitState.HALF_OPEN, "open time is over")
         elif any(now >= probe.expires for probe in self._probes):
-            self._open("a probe did not end within its lease")
+            self._fail_round("a probe did not end within its lease")
+        elif (reason := self._rules.overdue(now)) is not None:
+            self._trip(reason)
+
+    def _lets_through(self) -> bool:
+        return self._state in {CircuitState.CLOSED, CircuitState.METRICS_ONLY}
+
+    def _is_held_back(self, now: float) -> bool:
+        """Draw whether a call waits for the end of the ramp; stop asking once it is over."""
+        ramp = self.config.ramp_up
+        share = max(_RAMP_FLOOR, (now - self._ramp_began) / ramp) if self._ramp_began else 1.0
+        if share < 1.0:
+            return self._rng.random() >= share
+        if self._ramp_began:
+            self._ramp_began = 0.0
+            self._shared_permit = self._make_shared_permit()
+        return False
 
     def _has_room(self) -> bool:
         if self._state is not CircuitState.HALF_OPEN:
@@ -178,13 +273,10 @@ class CircuitBreaker:
         missing = self.config.success_threshold - self._probe_successes
         return len(self._probes) < min(self.config.half_open_max_calls, missing)
 
-    def _refuse(self) -> None:
+    def _refuse(self) -> NoReturn:
         self._refused += 1
-        reason = (
-            "every probe is taken" if self._state is CircuitState.HALF_OPEN else "it keeps failing"
-        )
         raise CircuitOpenError(
-            f"circuit of {self.name!r} is {self._state.value}: {reason}",
+            f"circuit of {self.name!r} is {self._state.value}: {_REFUSALS[self._state]}",
             service=self.name,
             retry_after=self._retry_after(),
         )
@@ -194,19 +286,50 @@ class CircuitBreaker:
             return max(0.0, self._open_until - self._clock.now())
         return None
 
-    def _open(self, reason: str) -> None:
-        self._open_until = self._clock.now() + self.config.timeout
+    def _trip(self, reason: str) -> None:
+        if self._state is CircuitState.METRICS_ONLY:
+            self._would_open += 1
+            self._rules.clear()
+        else:
+            self._open(self._clock.now() + self.config.open_time(0, self._rng), reason)
+
+    def _fail_round(self, reason: str) -> None:
+        self._failed_rounds += 1
+        seconds = self.config.open_time(self._failed_rounds, self._rng)
+        self._open(self._clock.now() + seconds, reason)
+
+    def _open(self, until: float, reason: str) -> None:
+        self._open_until = until
         self._opened += 1
         self._enter(CircuitState.OPEN, reason)
 
     def _enter(self, state: CircuitState, reason: str) -> None:
         old, self._state = self._state, state
         self._epoch += 1
-        self._closed_permit = Permit(self, self._epoch)
-        self._failures_in_row = self._probe_successes = 0
+        self._rules.clear()
         self._probes.clear()
+        self._probe_successes = 0
         self._changed_at = self._clock.now()
+        self._shared_permit = self._make_shared_permit()
         self._listeners(CircuitStateChanged(self.name, old.value, state.value, reason))
+
+    def _make_shared_permit(self) -> Permit | None:
+        """Return the permit of every call to come, where none needs one of its own."""
+        is_ramping = self._ramp_began > 0.0 and self.config.ramp_up > 0.0
+        if self._state is CircuitState.DISABLED or (
+            self._lets_through() and not (is_ramping or self._rules.watches_time)
+        ):
+            return Permit(self, self._epoch)
+        return None
+
+
+_REFUSALS = {
+    CircuitState.OPEN: "it keeps failing",
+    CircuitState.HALF_OPEN: "every probe is taken",
+    CircuitState.FORCED_OPEN: "it was switched off by hand",
+    CircuitState.CLOSED: "it has just come back and gets its calls little by little",
+    CircuitState.METRICS_ONLY: "it has just come back and gets its calls little by little",
+}
 
 
 class CircuitGate:
@@ -241,4 +364,11 @@ class CircuitBreakerLayer:
         except BaseException as exc:
             permit.settle(inner.semantics.judge(exc))
             raise
+        if self._breaker.config.obey_retry_after:
+            self._obey(response, inner.semantics)
         return inner.semantics.watch(response, permit.settle)
+
+    def _obey(self, response: Res, semantics: Semantics[Any, Res]) -> None:
+        wait = semantics.retry_after(response)
+        if wait and semantics.judge(response) is Verdict.FAILED:
+            self._breaker.open_for(wait)

@@ -1,4 +1,5 @@
 import socket
+import sys
 
 import pytest
 
@@ -59,3 +60,12 @@ def test_a_model_that_is_nowhere_ends_the_process_with_the_ways_to_provide_it(
     captured = capsys.readouterr()
     assert captured.out.startswith("listening on http://127.0.0.1:")
     assert "/no/such/model" in captured.err
+
+
+def test_a_missing_server_library_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "services.embedding.server", raising=False)
+    assert main(["--port", "0"]) == 2
+    assert "pip install 'morgan-sdk[embedding]'" in capsys.readouterr().err
