@@ -291,5 +291,12 @@ def _status(hosts: Sequence[dict[str, Any]]) -> str:
 
 def _state(hosts: Sequence[dict[str, Any]]) -> str:
     states = {host["circuit_breaker"]["state"] for host in hosts}
-    order = (CircuitState.CLOSED, CircuitState.HALF_OPEN, CircuitState.OPEN)
-    return next((state.value for state in order if state in states), CircuitState.OPEN.value)
+    order = (
+        CircuitState.CLOSED,
+        CircuitState.METRICS_ONLY,
+        CircuitState.DISABLED,
+        CircuitState.HALF_OPEN,
+        CircuitState.OPEN,
+        CircuitState.FORCED_OPEN,
+    )
+    return next(state.value for state in order if state in states)

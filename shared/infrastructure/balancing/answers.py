@@ -7,6 +7,7 @@ layer, and an error reported with status 200 gets the status it should have had.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from typing import cast
@@ -121,8 +122,9 @@ async def _checked_stream(response: httpx.Response) -> httpx.Response:
     error = await stream.open()
     if error is not None:
         return await _as_status(response, error)
-    response.stream = stream
-    return response
+    return httpx.Response(
+        200, headers=response.headers, stream=stream, extensions=response.extensions
+    )
 
 
 class CheckedStream(httpx.AsyncByteStream):
@@ -179,12 +181,10 @@ class CheckedStream(httpx.AsyncByteStream):
             raise InBandError(f"the host reported an error: {self._error.get('message')}")
 
     async def _drain(self) -> None:
-        try:
+        with contextlib.suppress(httpx.TransportError, DeadlineExceededError):
             async with deadline(_LINGER):
                 while await anext(self._chunks, None) is not None:
                     pass
-        except (httpx.TransportError, DeadlineExceededError):
-            await self.aclose()
 
     def _take_note(self, events: list[bytes]) -> None:
         for data in events:

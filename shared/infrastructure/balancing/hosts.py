@@ -74,11 +74,11 @@ class LLMHost:
             raise ConfigurationError(f"weight of {self.name} must be above 0, not {self.weight}")
         if not self.health_path.startswith("/"):
             raise ConfigurationError(f"health_path of {self.name} must begin with /")
+        # The URL is not repeated in a message: a wrong one may well hold a password.
         try:
             url = httpx.URL(self.url)
-        except httpx.InvalidURL as exc:
-            raise ConfigurationError(f"url of {self.name} is not valid: {exc}") from None
-        # Not repeated in the message: a wrong URL may well hold a password.
+        except httpx.InvalidURL:
+            raise ConfigurationError(f"url of {self.name} is not valid") from None
         if url.scheme not in {"http", "https"} or not url.host:
             raise ConfigurationError(f"url of {self.name} must begin with http:// or https://")
         if url.userinfo or url.query or url.fragment:
@@ -158,7 +158,7 @@ class Host:
     def is_open(self) -> bool:
         """Whether its circuit breaker refuses every call."""
         breaker = self.guard.breaker
-        return breaker is not None and breaker.state is CircuitState.OPEN
+        return breaker is not None and breaker.refuses_all
 
     @property
     def open_for(self) -> float:

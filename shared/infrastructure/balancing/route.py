@@ -82,6 +82,6 @@ def _asks_for_stream(request: httpx.Request) -> bool:
         return False
     try:
         body = json.loads(request.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(body, dict) and cast("dict[str, Any]", body).get("stream") is True

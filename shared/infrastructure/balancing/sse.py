@@ -36,9 +36,11 @@ class SSEParser:
         Raises:
             InvalidStreamError: An event is larger than it may be.
         """
-        if self._after_cr and piece:
+        if not piece:
+            return []
+        if self._after_cr:
             # The second half of a CRLF that was cut in two.
-            piece, self._after_cr = piece.removeprefix(b"\n"), False
+            piece = piece.removeprefix(b"\n")
         events: list[bytes] = []
         for line in piece.splitlines(keepends=True):
             self._line += line

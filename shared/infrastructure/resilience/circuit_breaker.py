@@ -134,6 +134,11 @@ class CircuitBreaker:
             return CircuitState.HALF_OPEN
         return self._state
 
+    @property
+    def refuses_all(self) -> bool:
+        """Whether every call would be refused now, without the price of an exception."""
+        return self.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}
+
     def check(self) -> None:
         """Raise `CircuitOpenError` if no call may pass; take nothing."""
         if self._shared_permit is None:

@@ -21,13 +21,6 @@ Answer = int | Exception | asyncio.Event | Callable[[], httpx.Response]
 CHAT = "/v1/chat/completions"
 
 
-class Clock(FakeClock):
-    """A fake clock on which a wait of no time needs no advance."""
-
-    async def sleep(self, seconds: float) -> None:
-        await (super().sleep(seconds) if seconds > 0 else asyncio.sleep(0))
-
-
 class Mocks:
     """Hosts by name; the last answer of each is repeated for ever."""
 
@@ -46,7 +39,7 @@ class Mocks:
         weights = options.pop("weights", {})
         hosts = [LLMHost(name, f"http://{name}", weights.get(name, 1.0)) for name in self._answers]
         options.setdefault("retry_config", RetryConfig(jitter=False))
-        options.setdefault("clock", Clock())
+        options.setdefault("clock", FakeClock())
         options.setdefault("rng", random.Random(3))
         return DistributedLLMClient(hosts, transport=httpx.MockTransport(self._reply), **options)
 

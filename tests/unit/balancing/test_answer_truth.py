@@ -182,10 +182,22 @@ async def test_a_finish_reason_of_error_is_one() -> None:
             await read(pool)
 
 
+async def test_no_more_than_256_kib_of_a_stream_are_held_back() -> None:
+    pings = [b": ping\n\n" * 4096] * 9
+    patient = TimeoutConfig(read=60.0)
+    async with (
+        pool_of(stream(pings, "stall"), timeout_config=patient) as (pool, _),
+        pool.stream(CHAT, json={"stream": True}) as response,
+    ):
+        pieces = response.aiter_raw()
+        assert (await anext(pieces)).startswith(b": ping")
+        await pieces.aclose()
+
+
 async def test_a_client_of_httpx_on_the_pool_is_told_the_truth_too() -> None:
     cut = chat_stream(TEXT, "fin", after=2)
     async with (
-        pool_of([reset(), cut], chat(TEXT)) as (pool, a, b),
+        pool_of([short(BODY), cut], chat(TEXT)) as (pool, a, b),
         httpx.AsyncClient(transport=pool.transport, base_url="http://llm") as client,
     ):
         assert said(await client.post(CHAT, json={})) == TEXT

@@ -15,7 +15,8 @@ from shared.infrastructure.resilience import (
     HealthConfig,
     RateLimitConfig,
 )
-from tests.unit.balancing.pools import CHAT, Clock, Mocks
+from shared.infrastructure.testing import FakeClock
+from tests.unit.balancing.pools import CHAT, Mocks
 
 
 async def test_100_chat_calls_follow_the_weights_to_the_call() -> None:
@@ -111,7 +112,7 @@ async def test_all_hosts_are_asked_for_their_health_at_once_the_disabled_too() -
 
 
 async def test_every_host_is_checked_again_and_again_until_the_pool_stops() -> None:
-    clock = Clock()
+    clock = FakeClock()
     mocks = Mocks(a=200, b=500)
     pool = mocks.pool(clock=clock, health_config=HealthConfig(interval=10.0, unhealthy_after=2))
     before = asyncio.all_tasks()

@@ -1,17 +1,18 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import httpx
 import pytest
 
-from shared.infrastructure.balancing import NoHostAvailableError, route_of
+from shared.infrastructure.balancing import Host, NoHostAvailableError, route_of
 from shared.infrastructure.http import ConnectFailedError, PoolTimeoutError, TimeoutConfig
 from shared.infrastructure.resilience import (
     CircuitBreakerConfig,
     DeadlineExceededError,
     RetryConfig,
 )
-from tests.unit.balancing.pools import CHAT, Answer, Clock, Mocks, busy
+from shared.infrastructure.testing import FakeClock
+from tests.unit.balancing.pools import CHAT, Answer, Mocks, busy
 
 ONE_STRIKE = CircuitBreakerConfig(failure_threshold=1, success_threshold=1, timeout=10.0)
 FAILURES: list[Answer] = [
@@ -45,7 +46,7 @@ async def test_any_other_answer_is_returned_as_it_is(status: int) -> None:
 
 
 async def test_hosts_get_a_second_turn_after_a_wait_when_all_had_their_first() -> None:
-    clock = Clock()
+    clock = FakeClock()
     mocks = Mocks(a=503, b=503, c=[503, 200])
     call = asyncio.create_task(mocks.pool(clock=clock).post(CHAT, json={}))
     await clock.advance(0.0)
@@ -55,6 +56,35 @@ async def test_hosts_get_a_second_turn_after_a_wait_when_all_had_their_first() -
     await clock.advance(0.2)
     await call
     assert mocks.calls[3] != mocks.calls[2]
+
+
+class First:
+    def pick(self, candidates: Sequence[Host], /) -> Host:
+        return candidates[0]
+
+
+async def test_a_host_that_failed_comes_again_only_after_all_the_others() -> None:
+    clock = FakeClock()
+    mocks = Mocks(a=503, b=503, c=503)
+    pool = mocks.pool(clock=clock, strategy=First(), retry_config=RetryConfig(max_retries=5))
+    call = asyncio.create_task(pool.post(CHAT, json={}))
+    await clock.advance(0.0)
+    assert mocks.calls == ["a", "b", "c"]
+    await clock.advance(4.0)  # one wait for the whole second round
+    assert mocks.calls == ["a", "b", "c", "a", "b", "c"]
+    assert (await call).status_code == 503
+
+
+async def test_a_disabled_host_is_not_even_probed() -> None:
+    clock = FakeClock()
+    mocks = Mocks(a=500, b=200)
+    pool = mocks.pool(circuit_breaker_config=ONE_STRIKE, clock=clock)
+    await pool.post(CHAT, json={})
+    pool.disable_host("a")
+    await clock.advance(10.0)
+    for _ in range(5):
+        await pool.post(CHAT, json={})
+    assert mocks.counts() == {"a": 1, "b": 6}
 
 
 async def test_the_last_outcome_stands_when_attempts_run_out() -> None:
@@ -82,7 +112,7 @@ async def test_a_refusal_goes_on_within_the_attempt_and_costs_none() -> None:
 
 
 async def test_no_host_left_says_why_of_each_and_when_to_come_back() -> None:
-    clock = Clock()
+    clock = FakeClock()
     mocks = Mocks(a=500, b=500, c=200)
     pool = mocks.pool(circuit_breaker_config=ONE_STRIKE, retry_config=None, clock=clock)
     pool.disable_host("c")
@@ -101,7 +131,7 @@ async def test_no_host_left_says_why_of_each_and_when_to_come_back() -> None:
 
 
 async def test_a_half_open_host_gets_one_probe_while_the_others_serve_the_rest() -> None:
-    clock = Clock()
+    clock = FakeClock()
     probe = asyncio.Event()
     mocks = Mocks(a=[500, probe], b=200)
     pool = mocks.pool(circuit_breaker_config=ONE_STRIKE, clock=clock)
@@ -119,7 +149,7 @@ async def test_a_half_open_host_gets_one_probe_while_the_others_serve_the_rest()
 
 
 async def test_a_host_that_asked_for_patience_is_left_alone_and_not_blamed() -> None:
-    clock = Clock()
+    clock = FakeClock()
     mocks = Mocks(a=[busy(3600), 200], b=200)
     pool = mocks.pool(clock=clock)
     for _ in range(5):
@@ -135,7 +165,7 @@ async def test_a_host_that_asked_for_patience_is_left_alone_and_not_blamed() -> 
 
 
 async def test_a_lone_busy_host_is_asked_again_when_it_said_and_never_later_than_allowed() -> None:
-    clock = Clock()
+    clock = FakeClock()
     mocks = Mocks(a=[busy(2), 200])
     call = asyncio.create_task(mocks.pool(clock=clock).post(CHAT, json={}))
     await clock.advance(1.9)
@@ -143,9 +173,12 @@ async def test_a_lone_busy_host_is_asked_again_when_it_said_and_never_later_than
     await clock.advance(0.2)
     assert (await call).status_code == 200
 
-    mocks = Mocks(a=busy(3600))
-    assert (await mocks.pool().post(CHAT, json={})).status_code == 429
+    mocks = Mocks(a=[busy(3600), 200])
+    pool = mocks.pool()
+    assert (await pool.post(CHAT, json={})).status_code == 429
     assert len(mocks.calls) == 1
+    # Another call knows of no better host, so it asks.
+    assert (await pool.post(CHAT, json={})).status_code == 200
 
 
 async def test_our_own_full_pool_blames_no_host_and_is_not_retried() -> None:
@@ -157,7 +190,7 @@ async def test_our_own_full_pool_blames_no_host_and_is_not_retried() -> None:
 
 
 async def test_one_deadline_is_over_all_attempts_and_waits() -> None:
-    clock = Clock()
+    clock = FakeClock()
     mocks = Mocks(a=503, b=asyncio.Event())
     pool = mocks.pool(clock=clock, timeout_config=TimeoutConfig(total=5.0))
     call = asyncio.create_task(pool.post(CHAT, json={}))

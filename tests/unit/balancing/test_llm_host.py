@@ -18,6 +18,7 @@ from tests.scripted_host import completion
         ({"url": "ftp://x"}, "must begin with http:// or https://"),
         ({"url": "llm1.example.com"}, "must begin with http:// or https://"),
         ({"url": "http://[::1"}, "not valid"),
+        ({"url": "http://user:secret"}, "not valid"),
         ({"url": "http://user:secret@x"}, "no user, query or fragment"),
         ({"url": "http://x?key=secret"}, "no user, query or fragment"),
         ({"health_path": "health"}, "must begin with /"),

@@ -20,11 +20,12 @@ def test_every_line_ending_ends_a_line(end: bytes) -> None:
 
 def test_a_stream_means_the_same_however_it_is_cut() -> None:
     texts = ["Grüße 🎉", 'a "quote" \\ and\ttab', "data: [DONE]", ""]
-    whole = b"\xef\xbb\xbf: hello\r\n\r\n"
+    whole = b"\xef\xbb\xbf"
     for text in texts:
-        whole += b"data: " + json.dumps(text, ensure_ascii=False).encode() + b"\r\n\r\n"
+        data = json.dumps(text, ensure_ascii=False).encode()
+        whole += b"data: [\r\ndata:" + data + b"\r\n: ping\r\ndata: ]\r\n\r\n"
     expected = parse(whole)
-    assert [json.loads(event) for event in expected] == texts
+    assert [json.loads(event) for event in expected] == [[text] for text in texts]
     rng = random.Random(7)
     for size in (1, 2, 3, 5):
         assert parse(*(whole[at : at + size] for at in range(0, len(whole), size))) == expected
@@ -44,6 +45,8 @@ def test_an_event_of_8_mib_is_taken_and_a_larger_one_than_allowed_is_refused() -
     big = b"data: " + b"x" * 8 * 2**20 + b"\n\n"
     pieces = [big[at : at + 65536] for at in range(0, len(big), 65536)]
     assert [len(event) for event in parse(*pieces)] == [8 * 2**20]
+    small = SSEParser(max_event_bytes=1000)
+    assert sum(len(small.feed(b"data: " + b"x" * 500 + b"\n\n")) for _ in range(10)) == 10
     with pytest.raises(InvalidStreamError, match="larger than 1000 bytes"):
         SSEParser(max_event_bytes=1000).feed(b"data: " + b"x" * 1000)
     with pytest.raises(InvalidStreamError):

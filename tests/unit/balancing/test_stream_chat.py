@@ -5,6 +5,7 @@ import gc
 from contextlib import aclosing
 from typing import Any
 
+import httpx
 import pytest
 
 from shared.infrastructure.balancing import (
@@ -18,6 +19,7 @@ from shared.infrastructure.balancing import (
 )
 from shared.infrastructure.http import TimeoutConfig
 from shared.infrastructure.resilience import CircuitBreakerConfig, RetryConfig
+from shared.infrastructure.testing import FakeClock
 from shared.models import LLMChunk
 from tests.scripted_host import (
     Ending,
@@ -30,7 +32,7 @@ from tests.scripted_host import (
     reset,
     stream,
 )
-from tests.unit.balancing.pools import pool_of
+from tests.unit.balancing.pools import Answer, Mocks, pool_of
 
 FIRST = 'first: Grüße 🎉 "a"\tb'
 SECOND = "second: ein anderer Text, länger als der erste"
@@ -118,6 +120,38 @@ async def test_restarts_and_retries_together_stay_within_the_attempts() -> None:
         assert caught.value.attempts == 4
         assert len(caught.value.earlier) == 3
         assert caught.value.partial == SECOND[:4]
+
+
+async def test_the_retries_of_a_restart_count_too() -> None:
+    cut = chat_stream(FIRST, "fin", after=2)
+    async with pool_of([cut, answer({}, 503)], answer({}, 503)) as (pool, a, b):
+        with pytest.raises(StreamInterruptedError) as caught:
+            await chunks_of(pool, recovery="restart")
+        assert len(a.requests) + len(b.requests) == 4
+        assert caught.value.partial == FIRST[:4]
+
+
+async def test_an_answer_that_breaks_before_any_content_begins_anew_unnoticed() -> None:
+    pings = stream([b": ping\n\n" * 4096] * 9, "fin")  # too many to be held back
+    async with pool_of(pings, chat_stream(SECOND)) as (pool, *_):
+        chunks = await chunks_of(pool)
+        assert text_of(chunks) == SECOND
+        assert not any(chunk.restarted for chunk in chunks)
+
+
+async def test_a_restart_on_the_same_host_waits_as_a_retry_would() -> None:
+    def events(ending: bytes) -> Answer:
+        content = event(choice({"content": "hi"})) + ending
+        headers = {"Content-Type": "text/event-stream"}
+        return lambda: httpx.Response(200, content=content, headers=headers)
+
+    clock = FakeClock()
+    mocks = Mocks(a=[events(b""), events(b"data: [DONE]\n\n")])
+    reader = asyncio.create_task(chunks_of(mocks.pool(clock=clock), recovery="restart"))
+    await clock.advance(0.9)
+    assert len(mocks.calls) == 1
+    await clock.advance(0.2)
+    assert text_of(await reader) == "hi"
 
 
 async def test_if_no_new_answer_begins_the_partial_text_is_that_of_the_old_one() -> None:
@@ -231,13 +265,12 @@ async def test_50_answers_at_once_never_mix_whatever_breaks() -> None:
         ]
 
     fast = RetryConfig(base_delay=0.01, max_retries=12)
-    relaxed = CircuitBreakerConfig(failure_threshold=1000)
     async with pool_of(
         uneven("a", "cut"),
         uneven("b", "reset"),
         uneven("c", "fin"),
         retry_config=fast,
-        circuit_breaker_config=relaxed,
+        circuit_breaker_config=None,
     ) as (pool, *_):
         answers = await asyncio.gather(*(chunks_of(pool, recovery="restart") for _ in range(50)))
         texts = [text_of(chunks) for chunks in answers]

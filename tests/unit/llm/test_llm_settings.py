@@ -55,12 +55,14 @@ def test_strategy_and_numbers_come_from_the_environment() -> None:
 
 def test_a_request_is_one_prompt_or_one_conversation() -> None:
     talk = [{"role": "user", "content": "hi"}]
-    for wrong in ({}, {"prompt": "hi", "messages": talk}):
-        with pytest.raises(ValidationError, match="exactly one of prompt and messages"):
-            LLMRequest(**wrong)  # type: ignore[arg-type]
-    for empty in ({"prompt": ""}, {"messages": []}):
-        with pytest.raises(ValidationError, match="is empty"):
-            LLMRequest(**empty)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="exactly one of prompt and messages"):
+        LLMRequest()
+    with pytest.raises(ValidationError, match="exactly one of prompt and messages"):
+        LLMRequest(prompt="hi", messages=talk)
+    with pytest.raises(ValidationError, match="is empty"):
+        LLMRequest(prompt="")
+    with pytest.raises(ValidationError, match="is empty"):
+        LLMRequest(messages=[])
 
 
 def test_a_request_becomes_the_payload_of_a_chat_call() -> None:
