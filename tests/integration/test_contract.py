@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.demo.processes import LlamaHost
+from examples.demo.processes import EmbeddingProcess, LlamaHost, serving
 from services.embedding import ProductionEmbeddingService
 from services.llm import LLMServiceSettings, ProductionLLMService
 from shared.infrastructure import (
@@ -246,6 +246,20 @@ async def test_the_llm_service_generates_embeds_and_reports(llama_hosts: list[Ll
         assert health["circuit_breaker"]["state"] == "closed"
     finally:
         await service.stop()
+
+
+async def test_the_llm_service_embeds_through_the_same_client() -> None:
+    process = EmbeddingProcess()
+    async with serving(process):
+        hosts = [LLMHost(process.name, process.url)]
+        service = ProductionLLMService(LLMServiceSettings(hosts=hosts))
+        await service.start()
+        try:
+            vectors = await service.embed(["cat", "kitten"])
+            assert [len(vector) for vector in vectors] == [384, 384]
+            assert service.get_metrics()["embedding_count"] > 0
+        finally:
+            await service.stop()
 
 
 @pytest.fixture
