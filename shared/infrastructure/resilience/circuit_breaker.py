@@ -19,6 +19,8 @@ from shared.infrastructure.resilience.events import NO_LISTENERS, CircuitStateCh
 from shared.infrastructure.resilience.layer import Inner, Req, Res, Semantics, Verdict
 from shared.infrastructure.resilience.trip_rules import TripConfig, TripRules
 
+# Bound once: both are read on every call.
+_OK, _FAILED = Verdict.OK, Verdict.FAILED
 # Share of the calls let through at the very beginning of a ramp.
 _RAMP_FLOOR = 0.1
 
@@ -78,17 +80,24 @@ class Permit:
     Calls of one closed period may share a permit, so that the ordinary case allocates nothing.
     """
 
-    __slots__ = ("_breaker", "epoch", "expires", "is_probe")
+    __slots__ = ("_breaker", "_now", "epoch", "expires", "is_probe", "rules")
 
     def __init__(self, breaker: CircuitBreaker, epoch: int, expires: float | None = None) -> None:
         self._breaker = breaker
         self.epoch = epoch
         self.is_probe = expires is not None
         self.expires = expires or 0.0
+        # Set on a shared permit while its period lasts: a success then goes straight there.
+        self.rules: TripRules | None = None
+        self._now = breaker.clock.now
 
     def settle(self, verdict: Verdict) -> None:
         """Report the outcome; a second report of a probe, or a stale one, changes nothing."""
-        self._breaker.settle(self, verdict)
+        if verdict is _OK and (rules := self.rules) is not None:
+            rules.failures_in_row = 0
+            rules.window.succeed(self._now())
+        else:
+            self._breaker.settle(self, verdict)
 
 
 class CircuitBreaker:
@@ -100,6 +109,11 @@ class CircuitBreaker:
         clock: Source of monotonic time.
         rng: Source of jitter.
         listeners: Told of every transition.
+
+    Attributes:
+        name: As given.
+        config: As given.
+        clock: As given.
     """
 
     def __init__(
@@ -113,7 +127,7 @@ class CircuitBreaker:
     ) -> None:
         self.name = name
         self.config = config or CircuitBreakerConfig()
-        self._clock = clock
+        self.clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._listeners = listeners
         self._rules = TripRules(self.config)
@@ -130,7 +144,7 @@ class CircuitBreaker:
     @property
     def state(self) -> CircuitState:
         """What the next call will meet; reading it changes nothing."""
-        if self._state is CircuitState.OPEN and self._clock.now() >= self._open_until:
+        if self._state is CircuitState.OPEN and self.clock.now() >= self._open_until:
             return CircuitState.HALF_OPEN
         return self._state
 
@@ -142,7 +156,7 @@ class CircuitBreaker:
     def check(self) -> None:
         """Raise `CircuitOpenError` if no call may pass; take nothing."""
         if self._shared_permit is None:
-            self._advance(self._clock.now())
+            self._advance(self.clock.now())
             if not self._lets_through() and not self._has_room():
                 self._refuse()
 
@@ -150,7 +164,7 @@ class CircuitBreaker:
         """Return a permit that must be settled once, or raise `CircuitOpenError`."""
         if self._shared_permit is not None:
             return self._shared_permit
-        now = self._clock.now()
+        now = self.clock.now()
         self._advance(now)
         if self._lets_through():
             if self._is_held_back(now):
@@ -174,21 +188,21 @@ class CircuitBreaker:
         elif verdict is Verdict.VOID or verdict is Verdict.BUSY:
             self._rules.forget(permit)
         elif self._state is not CircuitState.DISABLED:
-            now = self._clock.now()
-            reason = self._rules.end(permit, now, failed=verdict is Verdict.FAILED)
+            now = self.clock.now()
+            reason = self._rules.end(permit, now, failed=verdict is _FAILED)
             if reason is not None:
                 self._trip(reason)
 
     def open_for(self, seconds: float, reason: str = "the service asked for it") -> None:
         """Open now and stay so for `seconds`; see `open_until`."""
-        self.open_until(self._clock.now() + seconds, reason)
+        self.open_until(self.clock.now() + seconds, reason)
 
     def open_until(self, instant: float, reason: str = "the service asked for it") -> None:
         """Open now and stay so until `instant` on the breaker's clock, `max_timeout` at most.
 
         Nothing happens if it is switched by hand, or open for longer anyway.
         """
-        latest = self._clock.now() + max(self.config.timeout, self.config.max_timeout)
+        latest = self.clock.now() + max(self.config.timeout, self.config.max_timeout)
         if self._state in {CircuitState.CLOSED, CircuitState.HALF_OPEN}:
             self._open(min(instant, latest), reason)
         elif self._state is CircuitState.OPEN:
@@ -213,7 +227,7 @@ class CircuitBreaker:
 
     def snapshot(self) -> dict[str, Any]:
         """Return state, counters and times as plain JSON types; times are seconds."""
-        now = self._clock.now()
+        now = self.clock.now()
         window = self._rules.window
         window.advance(now)
         return {
@@ -244,7 +258,7 @@ class CircuitBreaker:
             self._probe_successes += 1
             if self._probe_successes >= self.config.success_threshold:
                 self._failed_rounds = 0
-                self._ramp_began = self._clock.now()
+                self._ramp_began = self.clock.now()
                 self._enter(CircuitState.CLOSED, f"{self._probe_successes} probes succeeded")
 
     def _advance(self, now: float) -> None:
@@ -288,7 +302,7 @@ class CircuitBreaker:
 
     def _retry_after(self) -> float | None:
         if self._state is CircuitState.OPEN:
-            return max(0.0, self._open_until - self._clock.now())
+            return max(0.0, self._open_until - self.clock.now())
         return None
 
     def _trip(self, reason: str) -> None:
@@ -296,12 +310,12 @@ class CircuitBreaker:
             self._would_open += 1
             self._rules.clear()
         else:
-            self._open(self._clock.now() + self.config.open_time(0, self._rng), reason)
+            self._open(self.clock.now() + self.config.open_time(0, self._rng), reason)
 
     def _fail_round(self, reason: str) -> None:
         self._failed_rounds += 1
         seconds = self.config.open_time(self._failed_rounds, self._rng)
-        self._open(self._clock.now() + seconds, reason)
+        self._open(self.clock.now() + seconds, reason)
 
     def _open(self, until: float, reason: str) -> None:
         self._open_until = until
@@ -314,7 +328,9 @@ class CircuitBreaker:
         self._rules.clear()
         self._probes.clear()
         self._probe_successes = 0
-        self._changed_at = self._clock.now()
+        self._changed_at = self.clock.now()
+        if self._shared_permit is not None:
+            self._shared_permit.rules = None
         self._shared_permit = self._make_shared_permit()
         self._listeners(CircuitStateChanged(self.name, old.value, state.value, reason))
 
@@ -324,7 +340,9 @@ class CircuitBreaker:
         if self._state is CircuitState.DISABLED or (
             self._lets_through() and not (is_ramping or self._rules.watches_time)
         ):
-            return Permit(self, self._epoch)
+            permit = Permit(self, self._epoch)
+            permit.rules = self._rules if self._lets_through() else None
+            return permit
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -28,11 +29,18 @@ class HealthStatus(enum.StrEnum):
     """Not checked yet."""
 
 
+# Bound once: they are read on every call.
+_HEALTHY = HealthStatus.HEALTHY
+_FAILED, _VOID = Verdict.FAILED, Verdict.VOID
+
+
 class HealthConfig(BaseModel, frozen=True, extra="forbid"):
     """How often to check, and what counts as degraded or unhealthy.
 
     Attributes:
         interval: Seconds between active checks; 30; above 0.
+        jitter: Share of the interval by which each wait is made longer or shorter at random, so
+            that many monitors do not ask at the same moment; 0.1; 0 to 1.
         timeout: Seconds an active check may take; 5; above 0.
         unhealthy_after: Failures in a row that mean unhealthy; 3; at least 1.
         degraded_response_time: Mean seconds over the history from which on a service counts as
@@ -43,6 +51,7 @@ class HealthConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     interval: float = Field(default=30.0, gt=0)
+    jitter: float = Field(default=0.1, ge=0, le=1)
     timeout: float = Field(default=5.0, gt=0)
     unhealthy_after: int = Field(default=3, ge=1)
     degraded_response_time: float = Field(default=5.0, gt=0)
@@ -59,6 +68,7 @@ class HealthMonitor:
             recorded traffic counts.
         config: Interval and thresholds.
         clock: Source of monotonic time.
+        rng: Source of jitter.
         listeners: Told when the status changes.
     """
 
@@ -69,14 +79,19 @@ class HealthMonitor:
         config: HealthConfig | None = None,
         *,
         clock: Clock = MONOTONIC,
+        rng: random.Random | None = None,
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self.name = name
         self.config = config or HealthConfig()
         self._check = check
         self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._listeners = listeners
-        self._checks: deque[tuple[bool, float]] = deque(maxlen=self.config.history)
+        # Read on every call, so not through the model.
+        self._history = self.config.history
+        self._slow_from = self.config.degraded_response_time
+        self._checks: deque[tuple[bool, float]] = deque(maxlen=self._history)
         self._good = 0
         self._total_time = 0.0
         self._failures_in_row = 0
@@ -92,17 +107,21 @@ class HealthMonitor:
 
     def record(self, ok: bool, response_time: float, error: str | None = None) -> None:
         """Take note of one check, or of one call of ordinary traffic, in O(1)."""
-        if len(self._checks) == self.config.history:
-            was_ok, was_time = self._checks[0]
+        checks = self._checks
+        if len(checks) == self._history:
+            was_ok, was_time = checks[0]
             self._good -= was_ok
             self._total_time -= was_time
-        self._checks.append((ok, response_time))
+        checks.append((ok, response_time))
         self._good += ok
         self._total_time += response_time
         self._failures_in_row = 0 if ok else self._failures_in_row + 1
         self._last_error = None if ok else error
         self._checked_at = self._clock.now()
-        status = self._conclude()
+        is_slow = self._total_time > self._slow_from * len(checks)
+        if ok and self._status is _HEALTHY and not is_slow:
+            return  # a quick success changes nothing about a service that is well
+        status = self._conclude(is_slow)
         if status is not self._status:
             old, self._status = self._status, status
             self._listeners(HealthStatusChanged(self.name, old.value, status.value))
@@ -149,20 +168,20 @@ class HealthMonitor:
             "last_error": self._last_error,
         }
 
-    def _conclude(self) -> HealthStatus:
+    def _conclude(self, is_slow: bool) -> HealthStatus:
         config = self.config
         if self._failures_in_row >= config.unhealthy_after:
             return HealthStatus.UNHEALTHY
-        count = len(self._checks)
-        slow = self._total_time / count > config.degraded_response_time
-        if self._failures_in_row or slow or self._good / count < config.degraded_uptime:
+        mostly_up = self._good >= config.degraded_uptime * len(self._checks)
+        if self._failures_in_row or is_slow or not mostly_up:
             return HealthStatus.DEGRADED
         return HealthStatus.HEALTHY
 
     async def _run(self) -> None:
         while True:
             await self.check()
-            await self._clock.sleep(self.config.interval)
+            spread = self.config.jitter * self.config.interval
+            await self._clock.sleep(self.config.interval + self._rng.uniform(-spread, spread))
 
 
 class HealthLayer:
@@ -188,7 +207,7 @@ class HealthLayer:
         elapsed = self._clock.now() - began
 
         def over(verdict: Verdict) -> None:
-            if verdict is not Verdict.VOID:
-                self._monitor.record(verdict is not Verdict.FAILED, elapsed)
+            if verdict is not _VOID:
+                self._monitor.record(verdict is not _FAILED, elapsed)
 
         return inner.semantics.watch(response, over)

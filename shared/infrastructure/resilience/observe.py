@@ -8,6 +8,9 @@ from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CallRefusedError
 from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
 
+# Bound once: both are read on every call.
+_OK, _VOID = Verdict.OK, Verdict.VOID
+
 
 class CallStats:
     """Running totals; every update is O(1)."""
@@ -75,9 +78,9 @@ class ObserveLayer:
 
         def over(verdict: Verdict) -> None:
             stats.in_flight -= 1
-            if verdict is Verdict.VOID:
+            if verdict is _VOID:
                 stats.cancelled += 1
             else:
-                stats.settle(ok=verdict is Verdict.OK, elapsed=clock.now() - began)
+                stats.settle(ok=verdict is _OK, elapsed=clock.now() - began)
 
         return inner.semantics.watch(response, over)

@@ -23,6 +23,10 @@ class OutcomeWindow(Protocol):
         """Add one outcome at instant `now`, in seconds."""
         ...
 
+    def succeed(self, now: float) -> None:
+        """Add a success that was not slow: the ordinary case, kept cheap."""
+        ...
+
     def advance(self, now: float) -> None:
         """Forget what is out of the window at instant `now`."""
         ...
@@ -40,26 +44,29 @@ class TimeWindow:
         buckets: Slices it is made of; its true length varies by one slice.
     """
 
-    __slots__ = ("_buckets", "_slot", "_slots_per_second", "calls", "failures", "slow")
+    __slots__ = ("_bucket", "_buckets", "_slot", "_slots_per_second", "calls", "failures", "slow")
 
     def __init__(self, seconds: float, buckets: int = 10) -> None:
         self._slots_per_second = buckets / seconds
         self._buckets = [[0, 0, 0] for _ in range(buckets)]
         self._slot = 0
+        self._bucket = self._buckets[0]
         self.calls = self.failures = self.slow = 0
 
-    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+    def succeed(self, now: float) -> None:
         slot = int(now * self._slots_per_second)
         if slot != self._slot:
             self._move_to(slot)
-        bucket = self._buckets[slot % len(self._buckets)]
-        bucket[0] += 1
+        self._bucket[0] += 1
         self.calls += 1
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        self.succeed(now)
         if failed:
-            bucket[1] += 1
+            self._bucket[1] += 1
             self.failures += 1
         if slow:
-            bucket[2] += 1
+            self._bucket[2] += 1
             self.slow += 1
 
     def advance(self, now: float) -> None:
@@ -81,6 +88,7 @@ class TimeWindow:
             self.slow -= bucket[2]
             bucket[:] = (0, 0, 0)
         self._slot = slot
+        self._bucket = self._buckets[slot % size]
 
 
 class CountWindow:
@@ -96,6 +104,9 @@ class CountWindow:
         self._size = size
         self._outcomes: deque[tuple[bool, bool]] = deque()
         self.calls = self.failures = self.slow = 0
+
+    def succeed(self, now: float) -> None:
+        self.record(now, failed=False, slow=False)
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
         if self.calls == self._size:

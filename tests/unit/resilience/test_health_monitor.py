@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import random
 
 import pytest
 
@@ -68,7 +69,7 @@ async def test_active_checks_run_at_their_interval_until_stopped() -> None:
         if len(checks) == 2:
             raise ConnectionError("refused")
 
-    monitor = HealthMonitor("db", check, HealthConfig(interval=30.0), clock=clock)
+    monitor = HealthMonitor("db", check, HealthConfig(interval=30.0, jitter=0.0), clock=clock)
     monitor.start()
     monitor.start()
     await clock.advance(60.0)
@@ -78,6 +79,25 @@ async def test_active_checks_run_at_their_interval_until_stopped() -> None:
     await clock.advance(60.0)
     assert len(checks) == 3
     assert clock.pending == 0
+
+
+async def test_monitors_started_together_do_not_go_on_together() -> None:
+    clock = FakeClock()
+    checks: list[float] = []
+
+    async def check() -> None:
+        checks.append(clock.now())
+
+    monitors = [HealthMonitor(str(n), check, clock=clock, rng=random.Random(n)) for n in range(20)]
+    for monitor in monitors:
+        monitor.start()
+    await clock.advance(34.0)
+    second = [at - checks[0] for at in checks[20:]]
+    assert len(second) == 20
+    assert len(set(second)) == 20
+    assert all(27.0 <= at <= 33.0 for at in second)
+    for monitor in monitors:
+        await monitor.stop()
 
 
 async def test_a_check_that_hangs_fails_at_its_timeout() -> None:
