@@ -2,9 +2,15 @@ import sys
 
 import pytest
 
-from shared.infrastructure.local_embeddings import ModelNotFoundError
+from shared.infrastructure.local_embeddings import (
+    LocalEmbeddingConfig,
+    ModelBackend,
+    ModelNotFoundError,
+    open_backend,
+)
 from shared.infrastructure.local_embeddings import resolve as resolve_module
 from shared.infrastructure.local_embeddings.resolve import resolve
+from shared.infrastructure.resilience import MissingExtraError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -101,4 +107,23 @@ def test_a_model_that_is_nowhere_is_reported_with_every_way_to_get_it(hub, monke
 def test_a_name_that_can_be_neither_path_nor_hub_name_never_reaches_the_hub(hub, name):
     with pytest.raises(ModelNotFoundError, match="neither"):
         resolve(name)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "library", "extra"),
+    [
+        (ModelBackend.SENTENCE_TRANSFORMERS, "sentence_transformers", "torch"),
+        (ModelBackend.TRANSFORMERS, "transformers", "torch"),
+        (ModelBackend.ONNX, "onnxruntime", "onnx"),
+        (ModelBackend.FASTEMBED, "fastembed", "fastembed"),
+    ],
+)
+def test_a_missing_library_is_named_before_a_model_is_looked_for(
+    monkeypatch, hub, backend, library, extra
+):
+    monkeypatch.setitem(sys.modules, library, None)
+    config = LocalEmbeddingConfig(model_name="nobody/has-this", backend=backend)
+    with pytest.raises(MissingExtraError, match=rf"morgan-sdk\[{extra}\]"):
+        open_backend(config)
     assert hub.requests == []

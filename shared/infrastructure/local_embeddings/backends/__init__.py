@@ -13,6 +13,7 @@ from shared.infrastructure.local_embeddings.backends.sentence_transformers impor
 from shared.infrastructure.local_embeddings.backends.transformers import TransformersBackend
 from shared.infrastructure.local_embeddings.config import LocalEmbeddingConfig, ModelBackend
 from shared.infrastructure.local_embeddings.files import ModelFiles
+from shared.infrastructure.local_embeddings.optional import ensure_installed
 from shared.infrastructure.local_embeddings.resolve import resolve
 
 __all__ = ["BackendSpec", "EmbeddingBackend", "open_backend"]
@@ -22,6 +23,14 @@ _BACKENDS: dict[ModelBackend, Callable[[LocalEmbeddingConfig, ModelFiles], Embed
     ModelBackend.TRANSFORMERS: TransformersBackend,
     ModelBackend.ONNX: OnnxBackend,
     ModelBackend.FASTEMBED: FastembedBackend,
+}
+
+# Library and extra of each, asked for before a model is looked for, or even downloaded.
+_LIBRARIES = {
+    ModelBackend.SENTENCE_TRANSFORMERS: ("sentence_transformers", "torch"),
+    ModelBackend.TRANSFORMERS: ("transformers", "torch"),
+    ModelBackend.ONNX: ("onnxruntime", "onnx"),
+    ModelBackend.FASTEMBED: ("fastembed", "fastembed"),
 }
 
 
@@ -34,5 +43,7 @@ def open_backend(config: LocalEmbeddingConfig) -> EmbeddingBackend:
         DeviceUnavailableError: The device is not there.
         MissingExtraError: The library is not installed.
     """
+    library, extra = _LIBRARIES[config.backend]
+    ensure_installed(library, extra=extra)
     found = resolve(config.model_name)
     return _BACKENDS[config.backend](config, ModelFiles(found.path, found.source))
