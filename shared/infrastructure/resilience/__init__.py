@@ -36,13 +36,18 @@ from shared.infrastructure.resilience.health_monitor import (
     HealthMonitor,
     HealthStatus,
 )
+from shared.infrastructure.resilience.keyed import Keyed, KeyedLayer
 from shared.infrastructure.resilience.layer import (
     PLAIN_CALL,
+    ChainLayer,
     Inner,
     Layer,
+    LayerOrderWarning,
+    Position,
     Semantics,
     Send,
     Verdict,
+    describe,
     stack,
 )
 from shared.infrastructure.resilience.observe import CallStats, ObserveLayer
@@ -55,6 +60,7 @@ from shared.infrastructure.resilience.rate_limiter import (
     TokenBucket,
 )
 from shared.infrastructure.resilience.retry import RetryConfig, RetryLayer
+from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig
 from shared.infrastructure.resilience.timeout import (
     AttemptTimeoutLayer,
     DeadlineLayer,
@@ -64,12 +70,16 @@ from shared.infrastructure.resilience.timeout import (
 
 __all__ = [
     # layer.py
+    "ChainLayer",
     "Inner",
     "Layer",
+    "LayerOrderWarning",
     "PLAIN_CALL",
+    "Position",
     "Semantics",
     "Send",
     "Verdict",
+    "describe",
     "stack",
     # errors.py
     "AttemptTimeoutError",
@@ -110,6 +120,9 @@ __all__ = [
     # retry.py
     "RetryConfig",
     "RetryLayer",
+    # retry_budget.py
+    "RetryBudget",
+    "RetryBudgetConfig",
     # timeout.py
     "AttemptTimeoutLayer",
     "DeadlineLayer",
@@ -129,4 +142,7 @@ __all__ = [
     "ObserveLayer",
     # guard.py
     "EndpointGuard",
+    # keyed.py
+    "Keyed",
+    "KeyedLayer",
 ]

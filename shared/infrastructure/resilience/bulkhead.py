@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import BulkheadFullError
-from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
 from shared.infrastructure.resilience.timeout import within_deadline
 from shared.infrastructure.resilience.wait_queue import WaitQueue
 
@@ -90,6 +90,7 @@ class Bulkhead:
         self.release()
 
 
+@Position.SLOT
 class BulkheadLayer:
     """Hold a slot until the answer is over.
 

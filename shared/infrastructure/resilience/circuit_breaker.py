@@ -16,7 +16,7 @@ from pydantic import Field
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CircuitOpenError
 from shared.infrastructure.resilience.events import NO_LISTENERS, CircuitStateChanged, Listeners
-from shared.infrastructure.resilience.layer import Inner, Req, Res, Semantics, Verdict
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
 from shared.infrastructure.resilience.trip_rules import TripConfig, TripRules
 
 # Bound once: both are read on every call.
@@ -355,6 +355,7 @@ _REFUSALS = {
 }
 
 
+@Position.REFUSE
 class CircuitGate:
     """Refuse a call while the circuit is open, before it queues for anything.
 
@@ -370,6 +371,7 @@ class CircuitGate:
         return await inner.send(request)
 
 
+@Position.COUNT
 class CircuitBreakerLayer:
     """Count every attempt's outcome, and hold a permit until its answer is over.
 

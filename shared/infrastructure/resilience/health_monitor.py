@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.events import NO_LISTENERS, HealthStatusChanged, Listeners
-from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
 from shared.infrastructure.resilience.timeout import deadline
 
 
@@ -184,6 +184,7 @@ class HealthMonitor:
             await self._clock.sleep(self.config.interval + self._rng.uniform(-spread, spread))
 
 
+@Position.COUNT
 class HealthLayer:
     """Let ordinary traffic speak for the health of the service.
 

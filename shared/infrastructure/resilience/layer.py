@@ -7,8 +7,9 @@ those answer differently are asked of the stack's `Semantics`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Protocol, TypeVar
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from shared.infrastructure.resilience.errors import CallRefusedError, DeadlineExceededError
 
@@ -77,20 +78,181 @@ Layer = Callable[[Req, Inner[Req, Res]], Awaitable[Res]]
 """Sees a request on its way in and the answer on its way out; may delay, refuse or repeat it."""
 
 
+LayerClass = TypeVar("LayerClass", bound=type)
+
+
+class Position(enum.IntEnum):
+    """Where a kind of layer belongs in a stack, outermost first; equals may stand in any order.
+
+    Declare it with a decorator, `@Position.REPEAT`; a layer without it may stand anywhere.
+    """
+
+    CALL = 1
+    """Bounds the whole call."""
+    REPEAT = 2
+    """Makes attempts of the call; whatever is below happens once per attempt."""
+    REFUSE = 3
+    """Refuses without waiting and takes nothing."""
+    PACE = 4
+    """Waits for a permit."""
+    SLOT = 5
+    """Waits for a slot, and holds it until the answer is over."""
+    COUNT = 6
+    """Counts what came of the attempt, and how long it took."""
+    ATTEMPT = 7
+    """Bounds one attempt."""
+
+    def __call__(self, kind: LayerClass) -> LayerClass:
+        cast("Any", kind).position = self
+        return kind
+
+
+class LayerOrderWarning(UserWarning):
+    """A stack has its layers in an order that defeats one of them."""
+
+
+class _Bound(Protocol[Req, Res]):
+    """A `Send` made by `stack`, which remembers what it is made of."""
+
+    layer: Layer[Req, Res]
+    inner: Inner[Req, Res]
+
+
 def stack(
     send: Send[Req, Res], *layers: Layer[Req, Res], semantics: Semantics[Req, Res]
 ) -> Send[Req, Res]:
-    """Fold layers around `send`; the first layer sees the request first."""
+    """Fold layers around `send`; the first layer sees the request first.
+
+    An order that defeats a layer, be it one of `send` if that is a stack itself, is a
+    `LayerOrderWarning`.
+    """
+    _warn_of_order(layers, tuple(_parts(send))[:-1])
+    return _fold(send, layers, semantics)
+
+
+def describe(send: Send[Any, Any]) -> str:
+    """Draw a stack: one line a layer, outermost first, what it calls in the end last.
+
+    What is indented happens once per attempt of what is above. A layer is named by its
+    `describe()` or its own `__str__`, if it has one, and else by its class.
+    """
+    lines: list[str] = []
+    depth = 0
+    for part in _parts(send):
+        lines.append("  " * depth + _label(part))
+        depth += _position(part) is Position.REPEAT
+    return "\n".join(lines)
+
+
+class ChainLayer:
+    """Several layers as one; the first sees the request first.
+
+    Position: wherever its layers belong.
+
+    Attributes:
+        layers: As given.
+    """
+
+    def __init__(self, *layers: Layer[Any, Any]) -> None:
+        _warn_of_order(layers, ())
+        self.layers = layers
+        self._inner: Inner[Any, Any] | None = None
+        self._send: Send[Any, Any] | None = None
+
+    def __call__(self, request: Req, inner: Inner[Req, Res]) -> Awaitable[Res]:
+        # Folded once for the stack it stands in, not once a call.
+        if self._send is None or self._inner is not inner:
+            self._inner = inner
+            self._send = _fold(inner.send, self.layers, inner.semantics)
+        return self._send(request)
+
+
+def _fold(
+    send: Send[Req, Res], layers: Sequence[Layer[Req, Res]], semantics: Semantics[Req, Res]
+) -> Send[Req, Res]:
     for layer in reversed(layers):
         send = _bind(layer, Inner(send, semantics))
     return send
 
 
 def _bind(layer: Layer[Req, Res], inner: Inner[Req, Res]) -> Send[Req, Res]:
+    # A function that carries attributes: an object with `__call__` would be slower to call.
     def call(request: Req) -> Awaitable[Res]:
         return layer(request, inner)
 
+    bound = cast("_Bound[Req, Res]", call)
+    bound.layer, bound.inner = layer, inner
     return call
+
+
+def _parts(send: Send[Any, Any]) -> Iterator[object]:
+    """Yield the layers of a stack, outermost first, and what it calls in the end."""
+    while isinstance(getattr(send, "inner", None), Inner):
+        bound = cast("_Bound[Any, Any]", send)
+        yield from _unchained(bound.layer)
+        send = bound.inner.send
+    yield send
+
+
+def _unchained(*layers: object) -> Iterator[object]:
+    for layer in layers:
+        if isinstance(layer, ChainLayer):
+            yield from _unchained(*layer.layers)
+        else:
+            yield layer
+
+
+def _position(layer: object) -> Position | None:
+    position = getattr(layer, "position", None)
+    return position if isinstance(position, Position) else None
+
+
+def _label(part: object) -> str:
+    own = getattr(part, "describe", None)
+    if callable(own):
+        return str(own())
+    if type(part).__str__ is not object.__str__:
+        return str(part)
+    return str(getattr(part, "__qualname__", type(part).__name__))
+
+
+# What happens if a layer stands below one that belongs below it.
+_HARM = {
+    Position.CALL: "{upper} is outside of the time that {lower} allows",
+    Position.REPEAT: "{upper} takes all attempts of a call for one",
+    Position.REFUSE: "a call goes through {upper} only to be refused by {lower}",
+    Position.PACE: "{upper} has begun while the call still waits for a permit",
+    Position.SLOT: "{upper} has begun while the call still waits for a slot",
+    Position.COUNT: "{lower} sees no timeout, only a cancellation, which does not count",
+}
+
+
+def _warn_of_order(layers: Sequence[object], below: Sequence[object]) -> None:
+    """Warn once of all that is wrong with `layers`, among themselves and above those `below`."""
+    own = tuple(_unchained(*layers))
+    every = (*own, *below)
+    found = [
+        harm
+        for index, upper in enumerate(own)
+        for lower in every[index + 1 :]
+        if (harm := _harm(upper, lower))
+    ]
+    if found:
+        # 3: whoever called `stack`.
+        warnings.warn("\n".join(found), LayerOrderWarning, stacklevel=3)
+
+
+def _harm(upper: object, lower: object) -> str | None:
+    above, below = _position(upper), _position(lower)
+    if above is None or below is None:
+        return None
+    names = {"upper": type(upper).__name__, "lower": type(lower).__name__}
+    if above is below is Position.REPEAT:
+        return "{upper} stands above {lower}, so their attempts multiply: keep one".format(**names)
+    if above <= below:
+        return None
+    advice = "{upper} stands above {lower}: " + _HARM[below] + "; put {lower} above {upper}"
+    return advice.format(**names)
 
 
 class PlainCall:

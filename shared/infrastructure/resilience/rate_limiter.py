@@ -21,7 +21,7 @@ from shared.infrastructure.resilience.errors import (
     ConfigurationError,
     RateLimitExceededError,
 )
-from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
 from shared.infrastructure.resilience.timeout import within_deadline
 from shared.infrastructure.resilience.wait_queue import WaitQueue
 
@@ -266,6 +266,7 @@ class SlidingWindow(RateLimiter):
             self._used -= self._log.popleft()[1]
 
 
+@Position.PACE
 class RateLimitLayer:
     """Wait for a permit before each attempt; pause everybody when the service says 429.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 import tenacity
 from pydantic import BaseModel, Field
@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CallRefusedError, ServiceError
 from shared.infrastructure.resilience.events import NO_LISTENERS, Listeners, RetryScheduled
-from shared.infrastructure.resilience.layer import Inner, Req, Res, Semantics, Verdict
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
+from shared.infrastructure.resilience.retry_budget import RetryBudget
 from shared.infrastructure.resilience.timeout import remaining_time
 
 
@@ -54,6 +55,7 @@ def _never(_request: Any) -> bool:
     return False
 
 
+@Position.REPEAT
 class RetryLayer:
     """Send a call again while it fails, may be repeated, and time and attempts are left.
 
@@ -61,13 +63,15 @@ class RetryLayer:
     we refused ourselves is not retried: nothing was sent, and the reason will not have changed.
 
     When attempts run out the last outcome stands: a response is returned as it is, an error is
-    raised, and a `ServiceError` then carries `attempts` and the `earlier` errors.
+    raised, and a `ServiceError` then carries `attempts` and the `earlier` errors. The same holds
+    when the budget does not pay for another attempt; a note on the error then says so.
 
     Args:
         config: Attempts and delays.
         name: Service, used in events.
         at_once: Says that a request need not wait before its next attempt, as when that goes to
             another host.
+        budget: Pays for the retries of all who call the same origin; None (default) is unlimited.
         clock: Source of monotonic time.
         rng: Source of jitter.
         listeners: Told of every retry.
@@ -79,6 +83,7 @@ class RetryLayer:
         *,
         name: str = "service",
         at_once: Callable[[Any], bool] = _never,
+        budget: RetryBudget | None = None,
         clock: Clock = MONOTONIC,
         rng: random.Random | None = None,
         listeners: Listeners = NO_LISTENERS,
@@ -86,6 +91,7 @@ class RetryLayer:
         self._config = config
         self._name = name
         self._at_once = at_once
+        self._budget = budget
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._listeners = listeners
@@ -102,6 +108,7 @@ class RetryLayer:
             first = exc
         else:
             if not self._worth_repeating(request, first, inner.semantics):
+                self._pay_in(first, inner.semantics)
                 return first
         return await self._repeat(_Repetition(request, inner, first))
 
@@ -136,7 +143,10 @@ class RetryLayer:
             before_sleep=before_sleep,
             retry_error_callback=lambda _: None,
         )
-        await retrying(call.attempt)
+        try:
+            await retrying(call.attempt)
+        finally:
+            self._settle(call)
         return call.result()
 
     def _wait(self, call: _Repetition[Req, Res], attempt: int) -> float:
@@ -149,7 +159,36 @@ class RetryLayer:
             return True
         wait, left = state.upcoming_sleep, remaining_time()
         too_long = wait > 0 and call.retry_after > self._config.max_retry_after
-        return too_long or (left is not None and wait >= left)
+        if too_long or (left is not None and wait >= left):
+            return True
+        return not self._afford(call)
+
+    def _afford(self, call: _Repetition[Req, Res]) -> bool:
+        if self._budget is None:
+            return True
+        throttled = call.inner.semantics.judge(call.last) is Verdict.BUSY
+        if self._budget.try_acquire(throttled=throttled):
+            call.unsent = _Payment(self._budget, throttled)
+            return True
+        if isinstance(call.last, Exception):
+            call.last.add_note(f"not tried again: the retry budget of {self._name} is spent")
+        return False
+
+    def _settle(self, call: _Repetition[Req, Res]) -> None:
+        if call.unsent is not None:
+            call.unsent.budget.refund(throttled=call.unsent.throttled)
+        self._pay_in(call.last, call.inner.semantics)
+
+    def _pay_in(self, outcome: Res | Exception, semantics: Semantics[Req, Res]) -> None:
+        if self._budget is not None and semantics.judge(outcome) is Verdict.OK:
+            self._budget.succeed()
+
+
+class _Payment(NamedTuple):
+    """What was taken from a budget for one retry."""
+
+    budget: RetryBudget
+    throttled: bool
 
 
 class _Repetition(Generic[Req, Res]):
@@ -159,6 +198,7 @@ class _Repetition(Generic[Req, Res]):
         self.request = request
         self.inner = inner
         self.last: Res | Exception = first
+        self.unsent: _Payment | None = None
         self._attempts = 0
         self._errors: list[Exception] = []
 
@@ -170,10 +210,13 @@ class _Repetition(Generic[Req, Res]):
     async def attempt(self) -> None:
         """Make an attempt; the one that is already made counts as the first."""
         if self._attempts:
+            payment, self.unsent = self.unsent, None
             try:
                 self.last = await self.inner.send(self.request)
             except Exception as exc:  # a value here, raised by `result`
                 self.last = exc
+                if isinstance(exc, CallRefusedError):
+                    self.unsent = payment
         self._attempts += 1
         if isinstance(self.last, Exception):
             self._errors.append(self.last)

@@ -17,7 +17,7 @@ from shared.infrastructure.resilience.errors import (
     DeadlineExceededError,
     ServiceError,
 )
-from shared.infrastructure.resilience.layer import Inner, Req, Res
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res
 
 
 class _TimeLimit:
@@ -122,6 +122,7 @@ class deadline:  # noqa: N801 - a context manager, named like `asyncio.timeout`
         self._limit.__exit__(kind, exc, traceback)
 
 
+@Position.CALL
 class DeadlineLayer:
     """Bound a whole call: queueing, every attempt and the waits between them.
 
@@ -138,6 +139,7 @@ class DeadlineLayer:
             return await inner.send(request)
 
 
+@Position.ATTEMPT
 class AttemptTimeoutLayer:
     """Bound one attempt.
 

@@ -1,21 +1,48 @@
 import asyncio
 import contextlib
+import warnings
 
 import pytest
 
+from shared.infrastructure import (
+    DistributedLLMClient,
+    EnhancedHTTPClient,
+    LLMHost,
+    LocalEmbeddingModel,
+    TimeoutConfig,
+)
 from shared.infrastructure.resilience import (
     PLAIN_CALL,
+    AttemptTimeoutLayer,
+    Bulkhead,
+    BulkheadConfig,
+    BulkheadLayer,
     CallRefusedError,
     CallStats,
+    CircuitBreaker,
     CircuitBreakerConfig,
+    CircuitBreakerLayer,
+    CircuitGate,
     CircuitOpenError,
+    DeadlineLayer,
     EndpointGuard,
+    HealthLayer,
     HealthMonitor,
     Inner,
     ObserveLayer,
     RateLimitConfig,
+    RateLimitLayer,
+    RetryConfig,
+    RetryLayer,
     ServiceError,
+    TokenBucket,
     stack,
+)
+from shared.infrastructure.resilience.layer import (
+    ChainLayer,
+    LayerOrderWarning,
+    Position,
+    describe,
 )
 from shared.infrastructure.testing import FakeClock, ScriptedSend
 
@@ -92,3 +119,155 @@ def test_every_error_class_has_a_code_of_its_own() -> None:
 
     own = [kind for kind in tree(ServiceError) if kind.__module__.endswith("resilience.errors")]
     assert len({kind.code for kind in own}) == len(own)
+
+
+BREAKER = CircuitBreaker()
+RETRY = RetryLayer(RetryConfig())
+GATE, COUNT = CircuitGate(BREAKER), CircuitBreakerLayer(BREAKER)
+LIMIT = RateLimitLayer(TokenBucket(1.0))
+SLOT = BulkheadLayer(Bulkhead(BulkheadConfig(max_concurrent=1)))
+HEALTH = HealthLayer(HealthMonitor())
+DEADLINE, ATTEMPT = DeadlineLayer(1.0), AttemptTimeoutLayer(1.0)
+OBSERVE = ObserveLayer(CallStats())
+WHOLE = (OBSERVE, DEADLINE, RETRY, GATE, LIMIT, SLOT, COUNT, HEALTH, ATTEMPT)
+
+
+async def answer(request: str) -> str:
+    return request
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "harm"),
+    [
+        (COUNT, RETRY, "takes all attempts of a call for one"),
+        (LIMIT, RETRY, "takes all attempts of a call for one"),
+        (ATTEMPT, RETRY, "takes all attempts of a call for one"),
+        (SLOT, RETRY, "takes all attempts of a call for one"),
+        (RETRY, DEADLINE, "outside of the time that DeadlineLayer allows"),
+        (LIMIT, GATE, "only to be refused by CircuitGate"),
+        (SLOT, LIMIT, "still waits for a permit"),
+        (COUNT, LIMIT, "still waits for a permit"),
+        (COUNT, SLOT, "still waits for a slot"),
+        (ATTEMPT, COUNT, "CircuitBreakerLayer sees no timeout"),
+        (ATTEMPT, HEALTH, "HealthLayer sees no timeout"),
+    ],
+)
+def test_an_order_that_defeats_a_layer_is_warned_of(
+    upper: object, lower: object, harm: str
+) -> None:
+    names = type(upper).__name__, type(lower).__name__
+    with pytest.warns(LayerOrderWarning) as caught:
+        stack(answer, upper, OBSERVE, lower, semantics=PLAIN_CALL)  # type: ignore[arg-type]
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith(f"{names[0]} stands above {names[1]}: ")
+    assert harm in message
+    assert message.endswith(f"; put {names[1]} above {names[0]}")
+    assert caught[0].filename == __file__
+    stack(answer, lower, OBSERVE, upper, semantics=PLAIN_CALL)  # type: ignore[arg-type]
+
+
+def test_two_retries_are_warned_of() -> None:
+    with pytest.warns(LayerOrderWarning, match="attempts multiply: keep one"):
+        stack(answer, RETRY, RetryLayer(RetryConfig()), semantics=PLAIN_CALL)
+
+
+def test_all_that_is_wrong_with_a_stack_is_one_warning() -> None:
+    with pytest.warns(LayerOrderWarning) as caught:
+        stack(answer, COUNT, LIMIT, RETRY, semantics=PLAIN_CALL)
+    assert len(caught) == 1
+    assert len(str(caught[0].message).splitlines()) == 3
+
+
+def test_a_stack_over_a_stack_is_checked_as_a_whole_but_not_twice() -> None:
+    with pytest.warns(LayerOrderWarning, match="CircuitBreakerLayer stands above BulkheadLayer"):
+        inner = stack(answer, COUNT, SLOT, semantics=PLAIN_CALL)
+    stack(inner, RETRY, semantics=PLAIN_CALL)
+    with pytest.warns(LayerOrderWarning) as caught:
+        stack(stack(answer, RETRY, semantics=PLAIN_CALL), COUNT, semantics=PLAIN_CALL)
+    assert [str(each.message).split(":")[0] for each in caught] == [
+        "CircuitBreakerLayer stands above RetryLayer"
+    ]
+
+
+def test_layers_in_a_chain_are_checked_like_others() -> None:
+    with pytest.warns(LayerOrderWarning, match="CircuitBreakerLayer stands above BulkheadLayer"):
+        ChainLayer(COUNT, SLOT)
+    chain = ChainLayer(GATE, ChainLayer(COUNT))
+    with pytest.warns(LayerOrderWarning, match="CircuitBreakerLayer stands above RetryLayer"):
+        stack(answer, chain, RETRY, semantics=PLAIN_CALL)
+
+
+@Position.REPEAT
+class Twice:
+    async def __call__(self, request: str, inner: Inner[str, str]) -> str:
+        await inner.send(request)
+        return await inner.send(request)
+
+
+def test_a_layer_of_ones_own_is_placed_by_declaring_it() -> None:
+    with pytest.warns(LayerOrderWarning, match="HealthLayer stands above Twice"):
+        stack(answer, HEALTH, Twice(), semantics=PLAIN_CALL)
+
+
+def test_the_stacks_of_the_sdk_are_in_order() -> None:
+    everything = {
+        "rate_limit_config": RateLimitConfig(requests_per_second=1),
+        "bulkhead_config": BulkheadConfig(max_concurrent=1),
+        "timeout_config": TimeoutConfig(attempt=1, total=2),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stack(answer, *WHOLE, semantics=PLAIN_CALL)
+        EnhancedHTTPClient("a")
+        EnhancedHTTPClient("a", **everything)  # type: ignore[arg-type]
+        hosts = [LLMHost("a", "http://a")]
+        DistributedLLMClient(hosts)
+        DistributedLLMClient(hosts, **everything)  # type: ignore[arg-type]
+        LocalEmbeddingModel()
+
+
+def test_a_stack_is_drawn_outermost_first_and_by_attempts() -> None:
+    inner = stack(answer, ChainLayer(GATE, SLOT), semantics=PLAIN_CALL)
+    assert describe(stack(inner, OBSERVE, RETRY, semantics=PLAIN_CALL)).splitlines() == [
+        "ObserveLayer",
+        "RetryLayer",
+        "  CircuitGate",
+        "  BulkheadLayer",
+        "  answer",
+    ]
+
+
+def test_a_layer_is_drawn_as_it_describes_itself() -> None:
+    class Described:
+        def describe(self) -> str:
+            return "described, 3 times"
+
+        async def __call__(self, request: str, inner: Inner[str, str]) -> str:
+            return await inner.send(request)
+
+    class Printed(Twice):
+        def __str__(self) -> str:
+            return "printed"
+
+    send = stack(ScriptedSend(["ok"]), Described(), Printed(), semantics=PLAIN_CALL)
+    assert describe(send) == "described, 3 times\nprinted\n  ScriptedSend"
+    assert describe(answer) == "answer"
+
+
+async def test_a_chain_does_what_its_layers_do_in_every_stack_it_stands_in() -> None:
+    seen: list[str] = []
+
+    async def first(request: str, inner: Inner[str, str]) -> str:
+        seen.append("first")
+        return await inner.send(request)
+
+    async def second(request: str, inner: Inner[str, str]) -> str:
+        seen.append("second")
+        return await inner.send(request)
+
+    chain = ChainLayer(first, second)
+    one = stack(ScriptedSend(["one"]), chain, semantics=PLAIN_CALL)
+    two = stack(ScriptedSend(["two"]), chain, semantics=PLAIN_CALL)
+    assert [await one("x"), await two("x"), await one("x")] == ["one", "two", "one"]
+    assert seen == ["first", "second"] * 3
