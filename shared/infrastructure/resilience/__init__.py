@@ -29,6 +29,7 @@ from shared.infrastructure.resilience.events import (
     Listeners,
     RetryScheduled,
 )
+from shared.infrastructure.resilience.fallback import FallbackLayer
 from shared.infrastructure.resilience.guard import EndpointGuard
 from shared.infrastructure.resilience.health_monitor import (
     HealthConfig,
@@ -36,6 +37,7 @@ from shared.infrastructure.resilience.health_monitor import (
     HealthMonitor,
     HealthStatus,
 )
+from shared.infrastructure.resilience.hedge import HedgeConfig, HedgeLayer
 from shared.infrastructure.resilience.keyed import Keyed, KeyedLayer
 from shared.infrastructure.resilience.layer import (
     PLAIN_CALL,
@@ -61,6 +63,7 @@ from shared.infrastructure.resilience.rate_limiter import (
 )
 from shared.infrastructure.resilience.retry import RetryConfig, RetryLayer
 from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig
+from shared.infrastructure.resilience.single_flight import SingleFlight
 from shared.infrastructure.resilience.timeout import (
     AttemptTimeoutLayer,
     DeadlineLayer,
@@ -142,6 +145,13 @@ __all__ = [
     "ObserveLayer",
     # guard.py
     "EndpointGuard",
+    # hedge.py
+    "HedgeConfig",
+    "HedgeLayer",
+    # fallback.py
+    "FallbackLayer",
+    # single_flight.py
+    "SingleFlight",
     # keyed.py
     "Keyed",
     "KeyedLayer",
