@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
+from itertools import accumulate
 from typing import Any, Generic
 
 from pydantic import BaseModel, Field
@@ -76,12 +77,10 @@ class RotatingHistogram:
         total = counts.total()
         if total < min_samples:
             return None
-        missing = math.ceil(share * total)
-        for bucket in sorted(counts):
-            missing -= counts[bucket]
-            if missing <= 0:
-                return math.pow(self._GROWTH, bucket)
-        return None
+        buckets = sorted(counts)
+        reached = zip(buckets, accumulate(counts[bucket] for bucket in buckets), strict=True)
+        bucket = next(bucket for bucket, within in reached if within >= share * total)
+        return math.pow(self._GROWTH, bucket)
 
     def _rotate(self) -> None:
         passed = self._clock.now() - self._began

@@ -185,6 +185,16 @@ async def test_a_loser_that_answers_nevertheless_is_discarded(clock: FakeClock) 
     assert (slow.discarded, quick.discarded) == (1, 0)
 
 
+async def test_a_loser_that_cannot_be_discarded_is_a_note_in_the_log_and_no_more(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "shared.infrastructure.resilience.hedge")
+    unable = Reply("unable", Verdict.FAILED)
+    del unable.discarded  # so that discarding it raises
+    assert (await hedged(Legs(clock, (1.5, unable), (2.0, A))))[0] == A
+    assert [record.message for record in caplog.records] == ["discarding an unwanted answer failed"]
+
+
 async def test_two_answers_in_the_same_instant_make_one_winner_and_one_discarded(
     clock: FakeClock,
 ) -> None:
