@@ -52,14 +52,18 @@ from shared.infrastructure.resilience.layer import (
     describe,
     stack,
 )
+from shared.infrastructure.resilience.limits import (
+    AllOf,
+    RateLimiter,
+    Reservation,
+    SlidingWindow,
+    TokenBucket,
+)
 from shared.infrastructure.resilience.observe import CallStats, ObserveLayer
 from shared.infrastructure.resilience.rate_limiter import (
     RateLimitConfig,
-    RateLimiter,
     RateLimitLayer,
     RateLimitStrategy,
-    SlidingWindow,
-    TokenBucket,
 )
 from shared.infrastructure.resilience.retry import RetryConfig, RetryLayer
 from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig
@@ -113,13 +117,16 @@ __all__ = [
     "CircuitGate",
     "CircuitState",
     "Permit",
+    # limits
+    "AllOf",
+    "RateLimiter",
+    "Reservation",
+    "SlidingWindow",
+    "TokenBucket",
     # rate_limiter.py
     "RateLimitConfig",
     "RateLimitLayer",
     "RateLimitStrategy",
-    "RateLimiter",
-    "SlidingWindow",
-    "TokenBucket",
     # retry.py
     "RetryConfig",
     "RetryLayer",

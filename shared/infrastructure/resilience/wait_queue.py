@@ -22,9 +22,13 @@ class WaitQueue:
             asking again makes sense (`inf`: only `pump` can tell) and takes nothing.
         give_back: Returns `cost` that was taken for a waiter who no longer wants it, and pumps.
         clock: Source of time.
+
+    Attributes:
+        line: Cost of each waiter, the head first; empty if nobody waits.
+        queued_cost: Their sum.
     """
 
-    __slots__ = ("_clock", "_give_back", "_line", "_take", "_timer", "queued_cost")
+    __slots__ = ("_clock", "_give_back", "_take", "_timer", "line", "queued_cost")
 
     def __init__(
         self, take: Callable[[float], float], give_back: Callable[[float], None], clock: Clock
@@ -32,19 +36,19 @@ class WaitQueue:
         self._take = take
         self._give_back = give_back
         self._clock = clock
-        self._line: OrderedDict[asyncio.Future[bool], float] = OrderedDict()
+        self.line: OrderedDict[asyncio.Future[bool], float] = OrderedDict()
         self._timer: TimerHandle | None = None
         self.queued_cost = 0.0
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self.line)
 
     async def join(self, cost: float, max_wait: float | None) -> bool:
         """Wait in line until `cost` is taken; return False if `max_wait` seconds pass first."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._line[future] = cost
+        self.line[future] = cost
         self.queued_cost += cost
-        if len(self._line) == 1:
+        if len(self.line) == 1:
             self.pump()
         expiry = None
         if max_wait is not None and not future.done():
@@ -64,8 +68,8 @@ class WaitQueue:
     def pump(self) -> None:
         """Serve the line from its head for as long as there is enough."""
         self._disarm()
-        while self._line:
-            future, cost = next(iter(self._line.items()))
+        while self.line:
+            future, cost = next(iter(self.line.items()))
             delay = 0.0 if future.done() else self._take(cost)
             if delay > 0.0:
                 if delay < math.inf:
@@ -76,9 +80,9 @@ class WaitQueue:
                 future.set_result(True)
 
     def _leave(self, future: asyncio.Future[bool]) -> None:
-        if future not in self._line:
+        if future not in self.line:
             return
-        was_head = next(iter(self._line)) is future
+        was_head = next(iter(self.line)) is future
         self._remove(future)
         if not future.done():
             future.set_result(False)
@@ -86,7 +90,7 @@ class WaitQueue:
             self.pump()
 
     def _remove(self, future: asyncio.Future[bool]) -> None:
-        self.queued_cost -= self._line.pop(future)
+        self.queued_cost -= self.line.pop(future)
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -175,7 +175,7 @@ async def test_a_pause_holds_everybody_and_then_service_goes_on_in_order() -> No
         tasks = queue_up(limiter, 3, served)
         await clock.advance(1.9)
         assert served == []
-        await clock.advance(0.2)
+        await clock.advance(0.6)
         assert served == [0, 1, 2]
         await asyncio.gather(*tasks)
 

@@ -1,0 +1,9 @@
+"""Rate limiters, one algorithm a file; all share the line, the pauses and the reservations."""
+
+from shared.infrastructure.resilience.limits.composite import AllOf
+from shared.infrastructure.resilience.limits.limiter import RateLimiter
+from shared.infrastructure.resilience.limits.reservation import Reservation
+from shared.infrastructure.resilience.limits.sliding_window import SlidingWindow
+from shared.infrastructure.resilience.limits.token_bucket import TokenBucket
+
+__all__ = ["AllOf", "RateLimiter", "Reservation", "SlidingWindow", "TokenBucket"]
