@@ -199,13 +199,13 @@ class ProductionLLMService:
             yield
         except Exception as exc:
             stats.refused += isinstance(exc, CallRefusedError)
-            stats.settle(ok=False, elapsed=self._clock.now() - began)
+            stats.settle(False, self._clock.now() - began)
             raise
         except BaseException:
             stats.cancelled += 1
             raise
         else:
-            stats.settle(ok=True, elapsed=self._clock.now() - began)
+            stats.settle(True, self._clock.now() - began)
         finally:
             stats.in_flight -= 1
 

@@ -67,6 +67,10 @@ class FakeClock:
         """Timers that are set and not called off."""
         return sum(timer.callback is not None for _, _, timer in self._timers)
 
+    def stall(self, seconds: float) -> None:
+        """Let time pass as on a blocked event loop: no timer fires, no task runs."""
+        self._now += seconds
+
     async def advance(self, seconds: float = 0.0) -> None:
         """Move time on, firing each timer at its own instant and letting tasks react to it."""
         target = self._now + seconds

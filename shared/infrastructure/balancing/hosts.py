@@ -229,7 +229,7 @@ class Host:
         self._change_load(-1)
         if verdict is not Verdict.VOID:
             ok = verdict is not Verdict.FAILED
-            self._stats.settle(ok=ok, elapsed=self._clock.now() - began)
+            self._stats.settle(ok, self._clock.now() - began)
 
     def _change_load(self, change: int) -> None:
         self._stats.in_flight += change

@@ -20,12 +20,8 @@ from shared.infrastructure.local_embeddings.inference import (
 )
 from shared.infrastructure.local_embeddings.vectors import Vectors, normalized
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
-from shared.infrastructure.resilience.circuit_breaker import (
-    CircuitBreaker,
-    CircuitBreakerConfig,
-    CircuitBreakerLayer,
-    CircuitGate,
-)
+from shared.infrastructure.resilience.circuit_breaker import CircuitBreaker, CircuitBreakerConfig
+from shared.infrastructure.resilience.circuit_layers import CircuitBreakerLayer, CircuitGate
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import ConfigurationError, ServiceError
 from shared.infrastructure.resilience.layer import PlainCall, Send, Verdict, stack

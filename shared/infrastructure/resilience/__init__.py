@@ -4,11 +4,10 @@ from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, 
 from shared.infrastructure.resilience.circuit_breaker import (
     CircuitBreaker,
     CircuitBreakerConfig,
-    CircuitBreakerLayer,
-    CircuitGate,
     CircuitState,
     Permit,
 )
+from shared.infrastructure.resilience.circuit_layers import CircuitBreakerLayer, CircuitGate
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock, SystemClock, TimerHandle
 from shared.infrastructure.resilience.errors import (
     AttemptTimeoutError,
@@ -113,10 +112,11 @@ __all__ = [
     # circuit_breaker.py
     "CircuitBreaker",
     "CircuitBreakerConfig",
-    "CircuitBreakerLayer",
-    "CircuitGate",
     "CircuitState",
     "Permit",
+    # circuit_layers.py
+    "CircuitBreakerLayer",
+    "CircuitGate",
     # limits
     "AllOf",
     "RateLimiter",

@@ -16,8 +16,9 @@ from pydantic import Field
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CircuitOpenError
 from shared.infrastructure.resilience.events import NO_LISTENERS, CircuitStateChanged, Listeners
-from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
+from shared.infrastructure.resilience.layer import Verdict
 from shared.infrastructure.resilience.trip_rules import TripConfig, TripRules
+from shared.infrastructure.resilience.windows import OutcomeWindow
 
 # Bound once: both are read on every call.
 _OK, _FAILED = Verdict.OK, Verdict.FAILED
@@ -80,22 +81,27 @@ class Permit:
     Calls of one closed period may share a permit, so that the ordinary case allocates nothing.
     """
 
-    __slots__ = ("_breaker", "_now", "epoch", "expires", "is_probe", "rules")
+    __slots__ = ("_breaker", "_now", "_rules", "_window", "epoch", "expires", "is_probe")
 
     def __init__(self, breaker: CircuitBreaker, epoch: int, expires: float | None = None) -> None:
         self._breaker = breaker
         self.epoch = epoch
         self.is_probe = expires is not None
         self.expires = expires or 0.0
-        # Set on a shared permit while its period lasts: a success then goes straight there.
-        self.rules: TripRules | None = None
         self._now = breaker.clock.now
+        self._rules: TripRules | None = None
+        self._window: OutcomeWindow | None = None
+
+    def share(self, rules: TripRules | None) -> None:
+        """Let a success go straight to `rules` while the period lasts; None ends that."""
+        self._rules = rules
+        self._window = rules.window if rules else None
 
     def settle(self, verdict: Verdict) -> None:
         """Report the outcome; a second report of a probe, or a stale one, changes nothing."""
-        if verdict is _OK and (rules := self.rules) is not None:
-            rules.failures_in_row = 0
-            rules.window.succeed(self._now())
+        if verdict is _OK and self._rules is not None and self._window is not None:
+            self._rules.failures_in_row = 0
+            self._window.succeed(self._now())
         else:
             self._breaker.settle(self, verdict)
 
@@ -114,6 +120,7 @@ class CircuitBreaker:
         name: As given.
         config: As given.
         clock: As given.
+        shared_permit: What `admit` returns while it has nothing to decide; None otherwise.
     """
 
     def __init__(
@@ -139,7 +146,7 @@ class CircuitBreaker:
         self._probes: set[Permit] = set()
         self._probe_successes = 0
         self._refused = self._stale = self._opened = self._would_open = 0
-        self._shared_permit = self._make_shared_permit()
+        self.shared_permit = self._make_shared_permit()
 
     @property
     def state(self) -> CircuitState:
@@ -155,15 +162,15 @@ class CircuitBreaker:
 
     def check(self) -> None:
         """Raise `CircuitOpenError` if no call may pass; take nothing."""
-        if self._shared_permit is None:
+        if self.shared_permit is None:
             self._advance(self.clock.now())
             if not self._lets_through() and not self._has_room():
                 self._refuse()
 
     def admit(self) -> Permit:
         """Return a permit that must be settled once, or raise `CircuitOpenError`."""
-        if self._shared_permit is not None:
-            return self._shared_permit
+        if self.shared_permit is not None:
+            return self.shared_permit
         now = self.clock.now()
         self._advance(now)
         if self._lets_through():
@@ -282,7 +289,7 @@ class CircuitBreaker:
             return self._rng.random() >= share
         if self._ramp_began:
             self._ramp_began = 0.0
-            self._shared_permit = self._make_shared_permit()
+            self.shared_permit = self._make_shared_permit()
         return False
 
     def _has_room(self) -> bool:
@@ -329,9 +336,9 @@ class CircuitBreaker:
         self._probes.clear()
         self._probe_successes = 0
         self._changed_at = self.clock.now()
-        if self._shared_permit is not None:
-            self._shared_permit.rules = None
-        self._shared_permit = self._make_shared_permit()
+        if self.shared_permit is not None:
+            self.shared_permit.share(None)
+        self.shared_permit = self._make_shared_permit()
         self._listeners(CircuitStateChanged(self.name, old.value, state.value, reason))
 
     def _make_shared_permit(self) -> Permit | None:
@@ -341,7 +348,7 @@ class CircuitBreaker:
             self._lets_through() and not (is_ramping or self._rules.watches_time)
         ):
             permit = Permit(self, self._epoch)
-            permit.rules = self._rules if self._lets_through() else None
+            permit.share(self._rules if self._lets_through() else None)
             return permit
         return None
 
@@ -353,47 +360,3 @@ _REFUSALS = {
     CircuitState.CLOSED: "it has just come back and gets its calls little by little",
     CircuitState.METRICS_ONLY: "it has just come back and gets its calls little by little",
 }
-
-
-@Position.REFUSE
-class CircuitGate:
-    """Refuse a call while the circuit is open, before it queues for anything.
-
-    Position: above rate limiter and bulkhead, so that nobody waits behind an open circuit. It
-    takes no permit: that is for `CircuitBreakerLayer`, below the queues, over the same breaker.
-    """
-
-    def __init__(self, breaker: CircuitBreaker) -> None:
-        self._breaker = breaker
-
-    async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
-        self._breaker.check()
-        return await inner.send(request)
-
-
-@Position.COUNT
-class CircuitBreakerLayer:
-    """Count every attempt's outcome, and hold a permit until its answer is over.
-
-    Position: below retry, so that it counts attempts; below the queues, so that no half-open probe
-    is spent on waiting; above the attempt timeout, so that it sees one.
-    """
-
-    def __init__(self, breaker: CircuitBreaker) -> None:
-        self._breaker = breaker
-
-    async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
-        permit = self._breaker.admit()
-        try:
-            response = await inner.send(request)
-        except BaseException as exc:
-            permit.settle(inner.semantics.judge(exc))
-            raise
-        if self._breaker.config.obey_retry_after:
-            self._obey(response, inner.semantics)
-        return inner.semantics.watch(response, permit.settle)
-
-    def _obey(self, response: Res, semantics: Semantics[Any, Res]) -> None:
-        wait = semantics.retry_after(response)
-        if wait and semantics.judge(response) is Verdict.FAILED:
-            self._breaker.open_for(wait)

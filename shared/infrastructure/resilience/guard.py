@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
-from shared.infrastructure.resilience.circuit_breaker import (
-    CircuitBreaker,
-    CircuitBreakerConfig,
-    CircuitBreakerLayer,
-    CircuitGate,
-)
+from shared.infrastructure.resilience.circuit_breaker import CircuitBreaker, CircuitBreakerConfig
+from shared.infrastructure.resilience.circuit_layers import CircuitBreakerLayer, CircuitGate
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.events import NO_LISTENERS, Listeners
 from shared.infrastructure.resilience.health_monitor import HealthLayer, HealthMonitor

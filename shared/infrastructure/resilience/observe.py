@@ -15,6 +15,8 @@ _OK, _VOID = Verdict.OK, Verdict.VOID
 class CallStats:
     """Running totals; every update is O(1)."""
 
+    __slots__ = ("_total_time", "cancelled", "errors", "in_flight", "ok", "refused")
+
     def __init__(self) -> None:
         self.in_flight = 0
         self.ok = 0
@@ -28,7 +30,7 @@ class CallStats:
         """Calls that have ended with an answer, an error or a refusal; cancelled ones excluded."""
         return self.ok + self.errors
 
-    def settle(self, *, ok: bool, elapsed: float) -> None:
+    def settle(self, ok: bool, elapsed: float) -> None:
         """Count one call that has ended, and the seconds it took."""
         if ok:
             self.ok += 1
@@ -58,18 +60,18 @@ class ObserveLayer:
 
     def __init__(self, stats: CallStats, *, clock: Clock = MONOTONIC) -> None:
         self._stats = stats
-        self._clock = clock
+        self._now = clock.now
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
-        stats, clock = self._stats, self._clock
-        began = clock.now()
+        stats, now = self._stats, self._now
+        began = now()
         stats.in_flight += 1
         try:
             response = await inner.send(request)
         except Exception as exc:
             stats.in_flight -= 1
             stats.refused += isinstance(exc, CallRefusedError)
-            stats.settle(ok=False, elapsed=clock.now() - began)
+            stats.settle(False, now() - began)
             raise
         except BaseException:
             stats.in_flight -= 1
@@ -81,6 +83,6 @@ class ObserveLayer:
             if verdict is _VOID:
                 stats.cancelled += 1
             else:
-                stats.settle(ok=verdict is _OK, elapsed=clock.now() - began)
+                stats.settle(verdict is _OK, now() - began)
 
         return inner.semantics.watch(response, over)

@@ -28,7 +28,7 @@ class WaitQueue:
         queued_cost: Their sum.
     """
 
-    __slots__ = ("_clock", "_give_back", "_take", "_timer", "line", "queued_cost")
+    __slots__ = ("_clock", "_due", "_give_back", "_take", "_timer", "line", "queued_cost")
 
     def __init__(
         self, take: Callable[[float], float], give_back: Callable[[float], None], clock: Clock
@@ -38,6 +38,7 @@ class WaitQueue:
         self._clock = clock
         self.line: OrderedDict[asyncio.Future[bool], float] = OrderedDict()
         self._timer: TimerHandle | None = None
+        self._due = math.inf
         self.queued_cost = 0.0
 
     def __len__(self) -> int:
@@ -48,7 +49,8 @@ class WaitQueue:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.line[future] = cost
         self.queued_cost += cost
-        if len(self.line) == 1:
+        # A loop too busy with newcomers to come round to its timers must not cost the line time.
+        if len(self.line) == 1 or self._clock.now() >= self._due:
             self.pump()
         expiry = None
         if max_wait is not None and not future.done():
@@ -67,12 +69,16 @@ class WaitQueue:
 
     def pump(self) -> None:
         """Serve the line from its head for as long as there is enough."""
-        self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._due = math.inf
         while self.line:
             future, cost = next(iter(self.line.items()))
             delay = 0.0 if future.done() else self._take(cost)
             if delay > 0.0:
                 if delay < math.inf:
+                    self._due = self._clock.now() + delay
                     self._timer = self._clock.call_later(delay, self.pump)
                 return
             self._remove(future)
@@ -91,8 +97,3 @@ class WaitQueue:
 
     def _remove(self, future: asyncio.Future[bool]) -> None:
         self.queued_cost -= self.line.pop(future)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

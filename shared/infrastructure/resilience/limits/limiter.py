@@ -85,12 +85,14 @@ class RateLimiter(abc.ABC):
                 known cases are refused at once, without waiting.
             ConfigurationError: `cost` is not positive, or more than the limiter ever holds.
         """
-        self._check(cost)
-        if self.try_acquire(cost):
+        # A cost that is too large is never there: only what waits needs the full check.
+        if cost > 0.0 and self.try_acquire(cost):
             return
-        delay = self.delay(self._queue.queued_cost + cost, self._now())
-        if max_wait is not None and delay > max_wait:
-            self._refuse(delay)
+        self._check(cost)
+        if max_wait is not None:
+            delay = self.delay(self._queue.queued_cost + cost, self._now())
+            if delay > max_wait:
+                self._refuse(delay)
         if not await self._queue.join(cost, max_wait):
             self._refuse(self.delay(self._queue.queued_cost + cost, self._now()))
 
