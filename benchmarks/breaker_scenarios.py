@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+
+import httpx
 
 from benchmarks.breakers import PROBE_LEASE, THRESHOLD, Breaker
 from benchmarks.report import Cell
@@ -155,6 +157,29 @@ async def wall_clock_back(make: Make, time: VirtualTime) -> Cell:
     return Cell("probes after 60 s" if passes else "refuses after 61 of 60 s", passes)
 
 
+class _BrokenBody(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"half"
+        raise httpx.ReadError("connection reset")
+
+
+async def broken_bodies(make: Make, _time: VirtualTime) -> Cell:
+    breaker = await make(60.0)
+    reached = 0
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        nonlocal reached
+        reached += 1
+        return httpx.Response(200, stream=_BrokenBody())
+
+    transport = breaker.transport(httpx.MockTransport(answer))
+    async with httpx.AsyncClient(transport=transport) as client:
+        for _ in range(4 * THRESHOLD):
+            with contextlib.suppress(Exception):
+                await client.get("http://service/")
+    return Cell(f"{reached} requests sent", reached == THRESHOLD)
+
+
 SCENARIOS: dict[str, Scenario] = {
     "100 calls at once when the open time is over: how many reach the dependency": herd,
     "A call from before the trip succeeds while a probe is out: state after": stale_success,
@@ -162,6 +187,7 @@ SCENARIOS: dict[str, Scenario] = {
     "The only probe never ends": hung_probe,
     "20 healthy calls are cancelled by their callers: state after": cancellations,
     "4 failures, 1 cancelled call, 1 failure: the cancelled call is": cancelled_in_row,
+    "20 answers of an HTTP service break off in the body, 5 failures open it": broken_bodies,
     "Wall clock steps 1 h forward while open": wall_clock_forward,
     "Wall clock steps 1 h back while open": wall_clock_back,
 }

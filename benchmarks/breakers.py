@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import httpx
+
+from shared.infrastructure.http import ResilientTransport
 from shared.infrastructure.resilience import (
     PLAIN_CALL,
     CircuitBreaker,
@@ -26,12 +29,28 @@ PROBE_LEASE = 1.0
 class Breaker:
     """A breaker as the scenarios see it."""
 
-    call: Callable[[Call], Awaitable[object]]
+    call: Callable[[Call], Awaitable[Any]]
     read_state: Callable[[], str]
+    own_transport: Callable[[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport] | None = None
 
     @property
     def state(self) -> str:
         return _STATES[self.read_state().lower().replace("_", "-")]
+
+    def transport(self, inner: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
+        """Guard `inner` by the library's own transport, or by the obvious one around a call."""
+        return self.own_transport(inner) if self.own_transport else _Guarded(self.call, inner)
+
+
+class _Guarded(httpx.AsyncBaseTransport):
+    def __init__(
+        self, call: Callable[[Call], Awaitable[Any]], inner: httpx.AsyncBaseTransport
+    ) -> None:
+        self._call = call
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._call(lambda: self._inner.handle_async_request(request))
 
 
 _STATES = {
@@ -53,8 +72,12 @@ async def morgan(open_for: float) -> Breaker:
     async def wire(function: Call) -> object:
         return await function()
 
-    send = stack(wire, CircuitBreakerLayer(breaker), semantics=PLAIN_CALL)
-    return Breaker(send, lambda: breaker.state.value)
+    layer = CircuitBreakerLayer(breaker)
+    return Breaker(
+        stack(wire, layer, semantics=PLAIN_CALL),
+        lambda: breaker.state.value,
+        lambda inner: ResilientTransport(inner, layer),
+    )
 
 
 async def aiobreaker(open_for: float) -> Breaker:
@@ -117,6 +140,7 @@ async def hyx(open_for: float) -> Breaker:
 
 async def interlock(open_for: float) -> Breaker:
     import interlock as peer
+    from interlock.integrations.httpx import AsyncCircuitBreakerTransport
 
     config = peer.Config(
         failure_rate_threshold=1.0,
@@ -125,7 +149,11 @@ async def interlock(open_for: float) -> Breaker:
         wait_duration_in_open=open_for,
     )
     breaker = peer.CircuitBreaker(name="service", config=config)
-    return Breaker(breaker.call_async, lambda: breaker.state.name)
+    return Breaker(
+        breaker.call_async,
+        lambda: breaker.state.name,
+        lambda inner: AsyncCircuitBreakerTransport(inner, config=config),
+    )
 
 
 async def nopanic(open_for: float) -> Breaker:

@@ -108,6 +108,21 @@ async def cancelled_waiters(make: Make, time: VirtualTime) -> Cell:
     return Cell(f"{actual:.1f} s, alone {ideal:.1f} s", actual <= ideal + 0.1 * PERIOD)
 
 
+async def cancelled_in_order(make: Make, time: VirtualTime) -> Cell:
+    line = _Line(await make(), time)
+    await line.join(LIMIT)
+    await line.join(40)
+    # Every other one leaves while the line moves, some in the very moment their turn comes.
+    for number in range(LIMIT, LIMIT + 40, 2):
+        await asyncio.sleep(PERIOD / LIMIT)
+        line.tasks[number].cancel()
+    await asyncio.gather(*line.tasks, return_exceptions=True)
+    numbers = [number for _, number in line.served]
+    inversions = sum(later < earlier for earlier, later in itertools.pairwise(numbers))
+    lost = sum(number not in numbers for number in range(LIMIT + 1, LIMIT + 40, 2))
+    return Cell(f"{inversions} out of order, {lost} forgotten", inversions == 0 and lost == 0)
+
+
 async def wall_clock_forward(make: Make, time: VirtualTime) -> Cell:
     line = _Line(await make(), time)
     await line.join(LIMIT)
@@ -126,5 +141,6 @@ SCENARIOS: dict[str, Scenario] = {
     "A waiter for 5 permits, then 40 for one each: overtaken by": weighted,
     "50 waiters are served in order of arrival": order,
     "20 waiters cancelled, 10 behind them: the last of those is served after": cancelled_waiters,
+    "40 waiters, every other one is cancelled while the line moves": cancelled_in_order,
     "Spent limit, wall clock steps 1 h forward": wall_clock_forward,
 }
