@@ -4,7 +4,7 @@ LOCK = $(VENV)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCKFLAGS)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types lock bench clean test-set
+.PHONY: help demo test lint types lock bench mutate clean test-set
 
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -39,6 +39,10 @@ bench: ## Compare with other libraries; writes benchmarks/results
 	.venv-bench/bin/pip install --quiet --require-hashes -r requirements/benchmarks.txt
 	.venv-bench/bin/python -m benchmarks.conformance
 	.venv-bench/bin/python -m benchmarks.primitives
+	.venv-bench/bin/python -m benchmarks.prediction
+
+mutate: test-set ## Count faults no test notices in the resilience package; FILE=path takes one file
+	$(VENV)/python -m scripts.mutate $(FILE)
 
 test-set:
 	@$(PYTHON) scripts/bootstrap.py test

@@ -49,13 +49,16 @@ if TYPE_CHECKING:
         RateLimitExceededError,
         RateLimitStrategy,
         RetryBudget,
+        RetryBudgetConfig,
         RetryConfig,
         ServiceError,
         SlidingWindow,
         TokenBucket,
+        Trace,
         deadline,
         describe,
         stack,
+        trace_call,
     )
 
 __all__ = [
@@ -81,13 +84,16 @@ __all__ = [
     "RateLimitExceededError",
     "RateLimitStrategy",
     "RetryBudget",
+    "RetryBudgetConfig",
     "RetryConfig",
     "ServiceError",
     "SlidingWindow",
     "TokenBucket",
+    "Trace",
     "deadline",
     "describe",
     "stack",
+    "trace_call",
     # http
     "ConnectionPoolConfig",
     "EnhancedHTTPClient",

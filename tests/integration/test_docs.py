@@ -12,7 +12,6 @@ import pytest
 from pydantic import BaseModel
 
 from shared.infrastructure import (
-    Bulkhead,
     BulkheadConfig,
     CircuitBreaker,
     CircuitBreakerConfig,
@@ -25,25 +24,41 @@ from shared.infrastructure import (
     LocalEmbeddingConfig,
     LocalEmbeddingModel,
     RateLimitConfig,
+    RetryBudget,
     RetryConfig,
     TimeoutConfig,
-    TokenBucket,
 )
-from shared.infrastructure.resilience import CallStats
+from shared.infrastructure.resilience import (
+    AdaptiveBulkhead,
+    AdaptiveBulkheadConfig,
+    AdaptiveRate,
+    AdaptiveRateConfig,
+    AdaptiveTimeoutConfig,
+    CallStats,
+    FallbackLayer,
+    HedgeConfig,
+    HedgeLayer,
+    RetryBudgetConfig,
+    SingleFlight,
+    TrendConfig,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md") if page.name != "README.md")
 SECTIONS = ["What it is for", "Example", "Defaults", "What it reports", "Anti-patterns"]
 CONFIGS: dict[str, list[type[Any]]] = {
-    "bulkhead.md": [BulkheadConfig],
-    "circuit-breaker.md": [CircuitBreakerConfig],
+    "bulkhead.md": [BulkheadConfig, AdaptiveBulkheadConfig],
+    "circuit-breaker.md": [CircuitBreakerConfig, TrendConfig],
     "embeddings.md": [LocalEmbeddingConfig],
     "health.md": [HealthConfig],
+    "hedge.md": [HedgeConfig],
     "http-client.md": [TimeoutConfig, ConnectionPoolConfig],
     "llm-client.md": [LLMHost],
-    "rate-limiter.md": [RateLimitConfig],
+    "rate-limiter.md": [RateLimitConfig, AdaptiveRateConfig],
+    "retry-budget.md": [RetryBudgetConfig],
     "retry.md": [RetryConfig],
+    "timeout.md": [AdaptiveTimeoutConfig],
 }
 
 
@@ -77,16 +92,24 @@ def actual(config: type[Any]) -> dict[str, str]:
     }
 
 
+async def _no_fallback(_request: str, _outcome: object) -> str:
+    return ""
+
+
 def snapshots() -> dict[str, dict[str, Any]]:
     pool = DistributedLLMClient([LLMHost("a", "http://a")])
     return {
-        "bulkhead.md": Bulkhead(BulkheadConfig(max_concurrent=1)).snapshot(),
+        "bulkhead.md": AdaptiveBulkhead().snapshot(),
         "circuit-breaker.md": CircuitBreaker().snapshot(),
         "embeddings.md": LocalEmbeddingModel().get_info(),
         "health.md": HealthMonitor().snapshot(),
+        "fallback.md": FallbackLayer(_no_fallback).snapshot(),
+        "hedge.md": HedgeLayer(HedgeConfig()).snapshot(),
         "http-client.md": EnhancedHTTPClient("a").get_status(),
         "llm-client.md": pool.get_status(),
-        "rate-limiter.md": TokenBucket(1.0).snapshot(),
+        "rate-limiter.md": AdaptiveRate().snapshot(),
+        "retry-budget.md": RetryBudget().snapshot(),
+        "single-flight.md": SingleFlight[str, str]().snapshot(),
         "stack.md": CallStats().snapshot(),
     }
 

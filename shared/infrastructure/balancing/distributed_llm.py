@@ -24,7 +24,12 @@ from shared.infrastructure.balancing.strategies import (
 )
 from shared.infrastructure.balancing.streaming import Exchange, Recovery, opened, stream_chat
 from shared.infrastructure.http import ConnectionPoolConfig, TimeoutConfig
-from shared.infrastructure.http.client import native_timeout, native_transport
+from shared.infrastructure.http.client import (
+    TRACE,
+    budget_status,
+    native_timeout,
+    native_transport,
+)
 from shared.infrastructure.http.transport import BUFFERED, HTTPXLayer
 from shared.infrastructure.resilience import (
     MONOTONIC,
@@ -39,16 +44,22 @@ from shared.infrastructure.resilience import (
     Listeners,
     ObserveLayer,
     RateLimitConfig,
+    RetryBudget,
+    RetryBudgetConfig,
     RetryConfig,
     RetryLayer,
     ServiceError,
     stack,
 )
+from shared.infrastructure.resilience.retry_budget import budget_of
+from shared.infrastructure.resilience.trace import trace_call
 from shared.models.llm import LLMChunk
 
 _POOL = ConnectionPoolConfig()
 _TIMEOUT = TimeoutConfig()
 _RETRY = RetryConfig()
+# Pays for all calls in flight at one host, should it die: 100 connections, 10 tokens a retry.
+_BUDGET = RetryBudgetConfig(capacity=1000)
 _BREAKER = CircuitBreakerConfig()
 # Stands for whichever host is picked.
 _BASE = "http://pool"
@@ -72,13 +83,16 @@ class DistributedLLMClient:
         strategy: Which host gets the next call: one of the enum, or an object with `pick`.
         retry_config: Attempts on all hosts together, and the waits once each had its turn; None is
             a single attempt.
+        retry_budget: Bounds the retries of all calls together; 1000 tokens by default, so that the
+            calls in flight at a host that dies can all go on elsewhere; None is no bound.
         circuit_breaker_config: Breaker of each host; None switches it off.
         rate_limit_config: Rate limit of each host; None (default) is no limit.
         bulkhead_config: Bound on calls in flight of each host; None (default) is no bound.
         pool_config: Connection pool of each host.
         timeout_config: Time limits; for a stream, `read` is also that between two chunks.
         health_config: Active checks, and when a host counts as degraded or unhealthy.
-        listeners: Told of breaker, health and retry events; the service is the host's name.
+        listeners: Told of what the layers decide; the service is the host's name, or "llm" where
+            it is about the whole pool.
         clock: Source of monotonic time.
         rng: Source of jitter and of random picks.
         transport: Transport for all hosts instead of httpx's own; it brings its own pool and TLS.
@@ -93,6 +107,7 @@ class DistributedLLMClient:
         strategy: LoadBalancingStrategy | BalancingStrategy = LoadBalancingStrategy.ROUND_ROBIN,
         *,
         retry_config: RetryConfig | None = _RETRY,
+        retry_budget: RetryBudget | RetryBudgetConfig | None = _BUDGET,
         circuit_breaker_config: CircuitBreakerConfig | None = _BREAKER,
         rate_limit_config: RateLimitConfig | None = None,
         bulkhead_config: BulkheadConfig | None = None,
@@ -112,6 +127,7 @@ class DistributedLLMClient:
         self._timeout = native_timeout(timeout_config).as_dict()
         self._max_attempts = 1 + (retry_config.max_retries if retry_config else 0)
         self._clock = clock
+        self._budget = budget_of(retry_budget, clock=clock) if retry_config else None
         self._stats = CallStats()
         self._is_stopped = False
         policy = HostPolicy(
@@ -255,10 +271,11 @@ class DistributedLLMClient:
         }
 
     def get_status(self) -> dict[str, Any]:
-        """Return the metrics, whether the pool runs, and which hosts may be called."""
+        """Return the metrics, the retry budget, whether the pool runs, and who may be called."""
         return {
             "running": not self._is_stopped,
             "available_hosts": [h.name for h in self._hosts if h.enabled and not h.is_open],
+            "retry_budget": budget_status(self._budget),
             **self.get_metrics(),
         }
 
@@ -270,7 +287,11 @@ class DistributedLLMClient:
         """Return the half of the stack that is per call; that per attempt belongs to each host."""
         layers: list[HTTPXLayer] = [ObserveLayer(self._stats, clock=self._clock)]
         if self._timeout_config.total is not None:
-            layers.append(DeadlineLayer(self._timeout_config.total, clock=self._clock))
+            layers.append(
+                DeadlineLayer(
+                    self._timeout_config.total, name="llm", clock=self._clock, listeners=listeners
+                )
+            )
         if self._retry is not None:
             layers.append(
                 RetryLayer(
@@ -278,6 +299,7 @@ class DistributedLLMClient:
                     self._retry.model_copy(update={"retry_busy": True}),
                     name="llm",
                     at_once=self._balance.has_fresh_host,
+                    budget=self._budget,
                     clock=self._clock,
                     rng=self._rng,
                     listeners=listeners,
@@ -295,10 +317,13 @@ class DistributedLLMClient:
     async def _exchange(self, request: httpx.Request) -> httpx.Response:
         self._refuse_if_stopped()
         try:
-            return await self._send(request)
+            with trace_call(clock=self._clock) as trace:
+                response = await self._send(request)
         except ServiceError as exc:
             exc.attempts = route_of(request).attempts
             raise
+        response.extensions = {**response.extensions, TRACE: trace}
+        return response
 
     async def _pause(self, request: httpx.Request) -> None:
         """Wait as retry would, before a stream begins anew."""

@@ -72,6 +72,10 @@ class PoolSemantics(HTTPSemantics):
         sent = cast("httpx.Request", request)
         return isinstance(sent.stream, httpx.ByteStream) and not route_of(sent).is_spent
 
+    def describe(self, request: HTTPRequest, outcome: HTTPResponse | BaseException) -> str:
+        host = route_of(cast("httpx.Request", request)).host
+        return f"{host}: {super().describe(request, outcome)}"
+
 
 POOL: HTTPXSemantics = PoolSemantics()
 """The semantics of a pool of LLM hosts."""

@@ -30,16 +30,24 @@ from shared.infrastructure.resilience import (
     Listeners,
     ObserveLayer,
     RateLimitConfig,
+    RetryBudget,
+    RetryBudgetConfig,
     RetryConfig,
     RetryLayer,
     Verdict,
 )
+from shared.infrastructure.resilience.retry_budget import budget_of
+from shared.infrastructure.resilience.trace import trace_call
 
 _POOL = ConnectionPoolConfig()
 _TIMEOUT = TimeoutConfig()
 _RETRY = RetryConfig()
+_BUDGET = RetryBudgetConfig()
 _BREAKER = CircuitBreakerConfig()
 _UNSAFE = frozenset({"POST", "PATCH"})
+
+TRACE = "trace"
+"""Response extension: the `Trace` of the call."""
 
 
 class EnhancedHTTPClient(httpx.AsyncClient):
@@ -56,6 +64,8 @@ class EnhancedHTTPClient(httpx.AsyncClient):
             carry this client's credentials there.
         pool_config: Connection pool.
         retry_config: Retries; None switches them off.
+        retry_budget: Bounds the retries of all calls together; a `RetryBudget` may be shared with
+            other clients of the same origin; None is no bound.
         timeout_config: Time limits.
         circuit_breaker_config: Breaker; None switches it off.
         rate_limit_config: Rate limit; None (default) is no limit.
@@ -70,7 +80,7 @@ class EnhancedHTTPClient(httpx.AsyncClient):
         proxy: Proxy URL; the proxy sits below all layers.
         transport: Transport to use instead of httpx's own; it brings its own pool, TLS and proxy.
         idempotency_keys: False sends none, and a POST is then retried only if it was never sent.
-        listeners: Told of breaker, health and retry events.
+        listeners: Told of what the layers decide.
         clock: Source of monotonic time.
         rng: Source of jitter.
 
@@ -90,6 +100,7 @@ class EnhancedHTTPClient(httpx.AsyncClient):
         circuit_breaker_config: CircuitBreakerConfig | None = _BREAKER,
         rate_limit_config: RateLimitConfig | None = None,
         *,
+        retry_budget: RetryBudget | RetryBudgetConfig | None = _BUDGET,
         bulkhead_config: BulkheadConfig | None = None,
         health_config: HealthConfig | None = None,
         health_check_path: str | None = None,
@@ -128,13 +139,23 @@ class EnhancedHTTPClient(httpx.AsyncClient):
             listeners=heard,
         )
         self._idempotency_keys = idempotency_keys and retry_config is not None
+        self._clock = clock
+        self._budget = budget_of(retry_budget, clock=clock) if retry_config else None
         layers: list[HTTPXLayer] = [ObserveLayer(self._stats, clock=clock)]
         if timeout_config.total is not None:
-            layers.append(DeadlineLayer(timeout_config.total, clock=clock))
-        if retry_config is not None:
             layers.append(
-                RetryLayer(retry_config, name=service_name, clock=clock, rng=rng, listeners=heard)
+                DeadlineLayer(timeout_config.total, name=service_name, clock=clock, listeners=heard)
             )
+        if retry_config is not None:
+            retry = RetryLayer(
+                retry_config,
+                name=service_name,
+                budget=self._budget,
+                clock=clock,
+                rng=rng,
+                listeners=heard,
+            )
+            layers.append(retry)
         inner = transport or native_transport(pool_config, http2=http2, verify=verify, proxy=proxy)
         self._resilient = ResilientTransport(inner, *layers, *self._guard.layers)
         super().__init__(
@@ -151,13 +172,14 @@ class EnhancedHTTPClient(httpx.AsyncClient):
 
         Keys: `service_name`, `base_url`, `request_count`, `error_count`, `error_rate`,
         `average_response_time`, `in_flight`, `refused_count`, `cancelled_count`,
-        `circuit_breaker`, `rate_limiter`, `bulkhead`, `health`.
+        `circuit_breaker`, `rate_limiter`, `bulkhead`, `health`, `retry_budget`.
         """
         return {
             "service_name": self.service_name,
             "base_url": str(self.base_url),
             **self._stats.snapshot(),
             **self._guard.snapshot(),
+            "retry_budget": budget_status(self._budget),
         }
 
     async def check_health(self) -> dict[str, Any]:
@@ -181,7 +203,10 @@ class EnhancedHTTPClient(httpx.AsyncClient):
         """Send as httpx does; a response that is not streamed is read inside its attempt."""
         buffered = not kwargs.get("stream", False)
         request.extensions = {**request.extensions, BUFFERED: buffered}
-        return await super().send(request, **kwargs)
+        with trace_call(clock=self._clock) as trace:
+            response = await super().send(request, **kwargs)
+        response.extensions = {**response.extensions, TRACE: trace}
+        return response
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
@@ -236,6 +261,11 @@ def native_timeout(config: TimeoutConfig) -> httpx.Timeout:
     return httpx.Timeout(
         connect=config.connect, read=config.read, write=config.write, pool=config.pool
     )
+
+
+def budget_status(budget: RetryBudget | None) -> dict[str, Any]:
+    """Return the snapshot of a budget; of one that is switched off, `{"enabled": False}`."""
+    return {"enabled": True, **budget.snapshot()} if budget else {"enabled": False}
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

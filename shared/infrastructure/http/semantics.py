@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from shared.infrastructure.http.errors import UpstreamError
 from shared.infrastructure.resilience import AttemptTimeoutError, Verdict
-from shared.infrastructure.resilience.layer import Settle
+from shared.infrastructure.resilience.layer import Settle, summary
 
 # RFC 9110, section 9.2.2.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -86,6 +86,11 @@ class HTTPSemantics:
         if isinstance(outcome, UpstreamError) and outcome.unsent:
             return True
         return request.method in _IDEMPOTENT or "idempotency-key" in request.headers
+
+    def describe(self, request: HTTPRequest, outcome: HTTPResponse | BaseException) -> str:
+        if isinstance(outcome, BaseException):
+            return summary(outcome)
+        return str(outcome.status_code)
 
     async def discard(self, response: HTTPResponse) -> None:
         await response.aclose()

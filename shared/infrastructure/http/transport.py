@@ -65,6 +65,8 @@ class Wire:
         _apply_deadline(request)
         try:
             response = await self._transport.handle_async_request(request)
+        except UpstreamError:  # a transport of ours has typed it
+            raise
         except httpx.TransportError as exc:
             raise typed_error(exc, request) from exc
         if response.is_closed:  # its body came with it, as from a cache or a mock
@@ -114,9 +116,10 @@ class WatchedStream(httpx.AsyncByteStream):
             async for chunk in self._inner:
                 yield chunk
         except Exception as exc:
-            error = (
-                typed_error(exc, self._request) if isinstance(exc, httpx.TransportError) else exc
-            )
+            if isinstance(exc, UpstreamError) or not isinstance(exc, httpx.TransportError):
+                self._end(self._semantics.judge(exc))
+                raise
+            error = typed_error(exc, self._request)
             self._end(self._semantics.judge(error))
             raise error from exc
         except asyncio.CancelledError:
@@ -140,13 +143,13 @@ class WatchedStream(httpx.AsyncByteStream):
             settle(verdict)
 
 
-def _dual(error: type[UpstreamError], library: type[httpx.TransportError]) -> type[UpstreamError]:
+def dual(error: type[UpstreamError], library: type[httpx.TransportError]) -> type[UpstreamError]:
     """Return `error` as a class that `except library` catches too."""
     return cast("type[UpstreamError]", type(error.__name__, (error, library), {}))
 
 
 _DUALS: dict[type[Exception], type[UpstreamError]] = {
-    library: _dual(error, library)
+    library: dual(error, library)
     for library, error in {
         httpx.ConnectError: errors.ConnectFailedError,
         httpx.ConnectTimeout: errors.ConnectTimeoutError,
@@ -168,9 +171,13 @@ _DUALS: dict[type[Exception], type[UpstreamError]] = {
 def typed_error(exc: httpx.TransportError, request: httpx.Request) -> UpstreamError:
     """Return the error of our tree for one of httpx, naming the host; it is both."""
     error = next(_DUALS[kind] for kind in type(exc).__mro__ if kind in _DUALS)
-    host = request.url.netloc.decode("ascii")
     # httpx often leaves the text empty; the class of the cause is then all there is to say.
-    reason = str(exc) or type(exc).__name__
+    return for_request(error, str(exc) or type(exc).__name__, request)
+
+
+def for_request(error: type[UpstreamError], reason: str, request: httpx.Request) -> UpstreamError:
+    """Return an `error` of the exchange that `request` asked for."""
+    host = request.url.netloc.decode("ascii")
     typed = error(f"{request.method} {host}{request.url.path}: {reason}", host=host)
     typed.attempts = 1
     if isinstance(typed, httpx.TransportError):

@@ -1,5 +1,25 @@
 """Floors one and two: primitives that decide, and layers that wait; nothing here knows HTTP."""
 
+from shared.infrastructure.resilience.adaptive_bulkhead import (
+    AdaptiveBulkhead,
+    AdaptiveBulkheadConfig,
+    AdaptiveBulkheadLayer,
+)
+from shared.infrastructure.resilience.adaptive_timeout import (
+    AdaptiveTimeout,
+    AdaptiveTimeoutConfig,
+    AdaptiveTimeoutLayer,
+)
+from shared.infrastructure.resilience.blocking import (
+    THREADS,
+    BlockingClock,
+    BlockingGuard,
+    BlockingKeyed,
+    BlockingSingleFlight,
+    ThreadClock,
+    ThreadEvent,
+    blocking_deadline,
+)
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
 from shared.infrastructure.resilience.circuit_breaker import (
     CircuitBreaker,
@@ -21,11 +41,25 @@ from shared.infrastructure.resilience.errors import (
     ServiceError,
 )
 from shared.infrastructure.resilience.events import (
+    AttemptEnded,
+    AttemptTimedOut,
+    BudgetSpent,
+    BulkheadResized,
+    CallQueued,
+    CallRefused,
     CircuitStateChanged,
+    DeadlineExceeded,
     Event,
+    FallbackUsed,
+    FlightJoined,
     HealthStatusChanged,
+    HedgeSent,
+    HedgeSettled,
+    HedgeSkipped,
+    LimiterPaused,
     Listener,
     Listeners,
+    RetryGivenUp,
     RetryScheduled,
 )
 from shared.infrastructure.resilience.fallback import FallbackLayer
@@ -52,9 +86,12 @@ from shared.infrastructure.resilience.layer import (
     stack,
 )
 from shared.infrastructure.resilience.limits import (
+    AdaptiveRate,
+    AdaptiveRateConfig,
     AllOf,
     RateLimiter,
     Reservation,
+    SlidingCounter,
     SlidingWindow,
     TokenBucket,
 )
@@ -73,6 +110,8 @@ from shared.infrastructure.resilience.timeout import (
     deadline,
     remaining_time,
 )
+from shared.infrastructure.resilience.trace import Trace, TraceEntry, trace_call
+from shared.infrastructure.resilience.trend import TrendConfig
 
 __all__ = [
     # layer.py
@@ -98,12 +137,30 @@ __all__ = [
     "RateLimitExceededError",
     "ServiceError",
     # events.py
+    "AttemptEnded",
+    "AttemptTimedOut",
+    "BudgetSpent",
+    "BulkheadResized",
+    "CallQueued",
+    "CallRefused",
     "CircuitStateChanged",
+    "DeadlineExceeded",
     "Event",
+    "FallbackUsed",
+    "FlightJoined",
     "HealthStatusChanged",
+    "HedgeSent",
+    "HedgeSettled",
+    "HedgeSkipped",
+    "LimiterPaused",
     "Listener",
     "Listeners",
+    "RetryGivenUp",
     "RetryScheduled",
+    # trace.py
+    "Trace",
+    "TraceEntry",
+    "trace_call",
     # clock.py
     "Clock",
     "MONOTONIC",
@@ -118,9 +175,12 @@ __all__ = [
     "CircuitBreakerLayer",
     "CircuitGate",
     # limits
+    "AdaptiveRate",
+    "AdaptiveRateConfig",
     "AllOf",
     "RateLimiter",
     "Reservation",
+    "SlidingCounter",
     "SlidingWindow",
     "TokenBucket",
     # rate_limiter.py
@@ -133,6 +193,12 @@ __all__ = [
     # retry_budget.py
     "RetryBudget",
     "RetryBudgetConfig",
+    # adaptive_timeout.py
+    "AdaptiveTimeout",
+    "AdaptiveTimeoutConfig",
+    "AdaptiveTimeoutLayer",
+    # trend.py
+    "TrendConfig",
     # timeout.py
     "AttemptTimeoutLayer",
     "DeadlineLayer",
@@ -142,6 +208,10 @@ __all__ = [
     "Bulkhead",
     "BulkheadConfig",
     "BulkheadLayer",
+    # adaptive_bulkhead.py
+    "AdaptiveBulkhead",
+    "AdaptiveBulkheadConfig",
+    "AdaptiveBulkheadLayer",
     # health_monitor.py
     "HealthConfig",
     "HealthLayer",
@@ -162,4 +232,13 @@ __all__ = [
     # keyed.py
     "Keyed",
     "KeyedLayer",
+    # blocking
+    "BlockingClock",
+    "BlockingGuard",
+    "BlockingKeyed",
+    "BlockingSingleFlight",
+    "THREADS",
+    "ThreadClock",
+    "ThreadEvent",
+    "blocking_deadline",
 ]

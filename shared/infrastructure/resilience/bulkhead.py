@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
-from shared.infrastructure.resilience.errors import BulkheadFullError
+from shared.infrastructure.resilience.errors import BulkheadFullError, ConfigurationError
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
 from shared.infrastructure.resilience.timeout import within_deadline
 from shared.infrastructure.resilience.wait_queue import WaitQueue
@@ -35,19 +35,24 @@ class Bulkhead:
     Args:
         config: Bounds.
         clock: Source of monotonic time.
+
+    Attributes:
+        limit: Calls that may be in flight now.
+        in_flight: Calls that are.
     """
 
     def __init__(self, config: BulkheadConfig, *, clock: Clock = MONOTONIC) -> None:
         self.config = config
-        self._in_flight = 0
+        self.limit = config.max_concurrent
+        self.in_flight = 0
         self._refused = 0
         self._queue = WaitQueue(self._take, self._give_back, clock)
 
     def try_acquire(self) -> bool:
         """Take a slot if one is free and nobody waits for it; never wait."""
-        if self._queue or self._in_flight >= self.config.max_concurrent:
+        if self._queue or self.in_flight >= self.limit:
             return False
-        self._in_flight += 1
+        self.in_flight += 1
         return True
 
     async def acquire(self, *, max_wait: float | None = None) -> None:
@@ -63,27 +68,41 @@ class Bulkhead:
         if line_is_full or not await self._queue.join(1.0, max_wait):
             self._refused += 1
             raise BulkheadFullError(
-                f"no slot free: {self._in_flight} calls in flight, {len(self._queue)} waiting"
+                f"no slot free: {self.in_flight} calls in flight, {len(self._queue)} waiting"
             )
 
     def release(self) -> None:
         """Give a slot back; the longest waiting call takes it over."""
-        self._in_flight -= 1
+        self.in_flight -= 1
+        self._queue.pump()
+
+    def resize(self, limit: int) -> None:
+        """Change how many calls may be in flight.
+
+        More slots go to the line at once. With fewer than there are calls in flight nobody is
+        disturbed, and nobody admitted until enough of them have ended.
+
+        Raises:
+            ConfigurationError: `limit` is below 1.
+        """
+        if limit < 1:
+            raise ConfigurationError(f"a bulkhead needs at least 1 slot, not {limit}")
+        self.limit = limit
         self._queue.pump()
 
     def snapshot(self) -> dict[str, Any]:
         """Return occupancy and counters as plain JSON types."""
         return {
-            "in_flight": self._in_flight,
-            "max_concurrent": self.config.max_concurrent,
+            "in_flight": self.in_flight,
+            "max_concurrent": self.limit,
             "waiting": len(self._queue),
             "refused_count": self._refused,
         }
 
     def _take(self, _cost: float) -> float:
-        if self._in_flight >= self.config.max_concurrent:
+        if self.in_flight >= self.limit:
             return math.inf
-        self._in_flight += 1
+        self.in_flight += 1
         return 0.0
 
     def _give_back(self, _cost: float) -> None:

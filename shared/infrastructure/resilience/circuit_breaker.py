@@ -15,7 +15,12 @@ from pydantic import Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CircuitOpenError
-from shared.infrastructure.resilience.events import NO_LISTENERS, CircuitStateChanged, Listeners
+from shared.infrastructure.resilience.events import (
+    NO_LISTENERS,
+    CallRefused,
+    CircuitStateChanged,
+    Listeners,
+)
 from shared.infrastructure.resilience.layer import Verdict
 from shared.infrastructure.resilience.trip_rules import TripConfig, TripRules
 from shared.infrastructure.resilience.windows import OutcomeWindow
@@ -114,7 +119,7 @@ class CircuitBreaker:
         config: Thresholds and times.
         clock: Source of monotonic time.
         rng: Source of jitter.
-        listeners: Told of every transition.
+        listeners: Told of every transition and every refusal.
 
     Attributes:
         name: As given.
@@ -265,7 +270,7 @@ class CircuitBreaker:
             self._probe_successes += 1
             if self._probe_successes >= self.config.success_threshold:
                 self._failed_rounds = 0
-                self._ramp_began = self.clock.now()
+                self._ramp_began = self.clock.now() if self.config.ramp_up else 0.0
                 self._enter(CircuitState.CLOSED, f"{self._probe_successes} probes succeeded")
 
     def _advance(self, now: float) -> None:
@@ -301,10 +306,13 @@ class CircuitBreaker:
 
     def _refuse(self) -> NoReturn:
         self._refused += 1
+        retry_after = self._retry_after()
+        if self._listeners.has_audience:
+            self._listeners(CallRefused(self.name, CircuitOpenError.code, retry_after))
         raise CircuitOpenError(
             f"circuit of {self.name!r} is {self._state.value}: {_REFUSALS[self._state]}",
             service=self.name,
-            retry_after=self._retry_after(),
+            retry_after=retry_after,
         )
 
     def _retry_after(self) -> float | None:
@@ -343,7 +351,7 @@ class CircuitBreaker:
 
     def _make_shared_permit(self) -> Permit | None:
         """Return the permit of every call to come, where none needs one of its own."""
-        is_ramping = self._ramp_began > 0.0 and self.config.ramp_up > 0.0
+        is_ramping = self._ramp_began > 0.0
         if self._state is CircuitState.DISABLED or (
             self._lets_through() and not (is_ramping or self._rules.watches_time)
         ):

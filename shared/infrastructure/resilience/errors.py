@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from shared.infrastructure.resilience.trace import Trace, current_trace
+
 
 class ServiceError(Exception):
     """Base of every error this SDK raises on purpose.
@@ -31,6 +33,7 @@ class ServiceError(Exception):
         attempts: Attempts made before giving up; 0 if nothing was sent.
         earlier: Errors of the attempts before this one, oldest first.
         retry_after: Seconds after which another try makes sense, if known.
+        trace: What was decided on the way of the call, if it was traced or retried.
     """
 
     code: ClassVar[str] = "service_error"
@@ -49,6 +52,7 @@ class ServiceError(Exception):
         self.retry_after = retry_after
         self.attempts = 0
         self.earlier: tuple[BaseException, ...] = ()
+        self.trace: Trace | None = current_trace()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as plain JSON types, for logs and replies."""

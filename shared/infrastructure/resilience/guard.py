@@ -64,7 +64,9 @@ class EndpointGuard:
             self.layers.append(CircuitBreakerLayer(self.breaker))
         self.layers.append(HealthLayer(health, clock=clock))
         if attempt_timeout is not None:
-            self.layers.append(AttemptTimeoutLayer(attempt_timeout, clock=clock))
+            self.layers.append(
+                AttemptTimeoutLayer(attempt_timeout, name=name, clock=clock, listeners=listeners)
+            )
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of every part; a part that is switched off is `{"enabled": False}`."""

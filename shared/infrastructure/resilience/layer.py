@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from shared.infrastructure.resilience.errors import CallRefusedError, DeadlineExceededError
@@ -59,6 +60,10 @@ class Semantics(Protocol[Req_contra, Res]):
         """Say whether sending the request again, after this outcome, is safe."""
         ...
 
+    def describe(self, request: Req_contra, outcome: Res | BaseException) -> str:
+        """Say in a few words what became of a request, for events and traces."""
+        ...
+
     async def discard(self, response: Res) -> None:
         """Give back what a response holds that nobody will read."""
         ...
@@ -87,6 +92,8 @@ class Position(enum.IntEnum):
     Declare it with a decorator, `@Position.REPEAT`; a layer without it may stand anywhere.
     """
 
+    REPLACE = 0
+    """Replaces an outcome that is no use to the caller."""
     CALL = 1
     """Bounds the whole call."""
     REPEAT = 2
@@ -176,9 +183,14 @@ def _fold(
 
 
 def _bind(layer: Layer[Req, Res], inner: Inner[Req, Res]) -> Send[Req, Res]:
-    # A function that carries attributes: an object with `__call__` would be slower to call.
+    # The method is looked up once, for an object is twice as slow to call as its `__call__`;
+    # likewise what is returned is a function that carries attributes.
+    enter: Layer[Req, Res] = layer
+    if not isinstance(layer, FunctionType):
+        enter = cast("Any", layer).__call__
+
     def call(request: Req) -> Awaitable[Res]:
-        return layer(request, inner)
+        return enter(request, inner)
 
     bound = cast("_Bound[Req, Res]", call)
     bound.layer, bound.inner = layer, inner
@@ -218,6 +230,7 @@ def _label(part: object) -> str:
 
 # What happens if a layer stands below one that belongs below it.
 _HARM = {
+    Position.REPLACE: "{upper} takes an answer of {lower} for one of the service",
     Position.CALL: "{upper} is outside of the time that {lower} allows",
     Position.REPEAT: "{upper} takes all attempts of a call for one",
     Position.REFUSE: "a call goes through {upper} only to be refused by {lower}",
@@ -249,10 +262,21 @@ def _harm(upper: object, lower: object) -> str | None:
     names = {"upper": type(upper).__name__, "lower": type(lower).__name__}
     if above is below is Position.REPEAT:
         return "{upper} stands above {lower}, so their attempts multiply: keep one".format(**names)
-    if above <= below:
+    # A deadline above a fallback bounds the fallback too, which may well be meant.
+    if above <= below or (above, below) == (Position.CALL, Position.REPLACE):
         return None
     advice = "{upper} stands above {lower}: " + _HARM[below] + "; put {lower} above {upper}"
     return advice.format(**names)
+
+
+_LONGEST_SUMMARY = 200
+
+
+def summary(error: BaseException) -> str:
+    """Return the type and the text of an error, on one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    whole = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return whole if len(whole) <= _LONGEST_SUMMARY else whole[: _LONGEST_SUMMARY - 1] + "…"
 
 
 class PlainCall:
@@ -274,6 +298,9 @@ class PlainCall:
 
     def repeatable(self, request: object, outcome: object) -> bool:
         return True
+
+    def describe(self, request: object, outcome: object) -> str:
+        return summary(outcome) if isinstance(outcome, BaseException) else type(outcome).__name__
 
     async def discard(self, response: object) -> None:
         return None

@@ -11,8 +11,13 @@ from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CallRefusedError
-from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
-from shared.infrastructure.resilience.limits import RateLimiter, SlidingWindow, TokenBucket
+from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
+from shared.infrastructure.resilience.limits import (
+    RateLimiter,
+    SlidingCounter,
+    SlidingWindow,
+    TokenBucket,
+)
 from shared.infrastructure.resilience.timeout import within_deadline
 
 
@@ -21,6 +26,15 @@ class RateLimitStrategy(enum.StrEnum):
 
     TOKEN_BUCKET = "token_bucket"  # noqa: S105 - the name of an algorithm, not a secret
     SLIDING_WINDOW = "sliding_window"
+    SLIDING_COUNTER = "sliding_counter"
+
+
+_SLIDING = {
+    RateLimitStrategy.SLIDING_WINDOW: SlidingWindow,
+    RateLimitStrategy.SLIDING_COUNTER: SlidingCounter,
+}
+# Bound once: it is compared with on every call.
+_OK = Verdict.OK
 
 
 class RateLimitConfig(BaseModel, frozen=True, extra="forbid"):
@@ -30,8 +44,9 @@ class RateLimitConfig(BaseModel, frozen=True, extra="forbid"):
         requests_per_second: Sustained rate; above 0; no default, for any would be wrong.
         burst_size: Permits that may go at once after a quiet time (token bucket only); default a
             tenth of a second's worth, at least 1.
-        strategy: Token bucket (default) or sliding window.
-        window: Seconds of the sliding window; 1; above 0.
+        strategy: Token bucket (default), sliding window, or sliding counter, which keeps the same
+            bound as the window in constant memory.
+        window: Seconds of the sliding window or counter; 1; above 0.
         max_wait: Seconds a call may wait for its permit; 60. A call that would have to wait longer
             is refused at once; None waits as long as the caller's deadline allows, which may be
             for hours when a service answers 429 with a long Retry-After.
@@ -45,10 +60,11 @@ class RateLimitConfig(BaseModel, frozen=True, extra="forbid"):
 
     def build(self, *, clock: Clock = MONOTONIC) -> RateLimiter:
         """Return the limiter this config describes."""
-        if self.strategy is RateLimitStrategy.SLIDING_WINDOW:
-            limit = max(1, int(self.requests_per_second * self.window))
-            return SlidingWindow(limit, limit / self.requests_per_second, clock=clock)
-        return TokenBucket(self.requests_per_second, self.burst_size, clock=clock)
+        if self.strategy is RateLimitStrategy.TOKEN_BUCKET:
+            return TokenBucket(self.requests_per_second, self.burst_size, clock=clock)
+        sliding = _SLIDING[self.strategy]
+        limit = max(1, int(self.requests_per_second * self.window))
+        return sliding(limit, limit / self.requests_per_second, clock=clock)
 
 
 @Position.PACE
@@ -57,12 +73,18 @@ class RateLimitLayer:
 
     Position: below retry, since every attempt spends the service's quota; above the breaker's
     permit, so that no half-open probe waits here. A permit taken for a call that a layer below
-    refuses is given back.
+    refuses is given back. A limiter that adapts is told of every outcome.
+
+    Args:
+        limiter: Shared by all who spend the same quota.
+        max_wait: Seconds a call may wait for its permit; None (default) waits as long as the
+            caller's deadline allows.
     """
 
     def __init__(self, limiter: RateLimiter, max_wait: float | None = None) -> None:
         self._limiter = limiter
         self._max_wait = max_wait
+        self._adapts = limiter.adapts
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
         limiter = self._limiter
@@ -74,6 +96,17 @@ class RateLimitLayer:
         except CallRefusedError:
             limiter.refund(granted_at=granted_at)
             raise
-        if inner.semantics.judge(response) is Verdict.BUSY:
-            limiter.pause(inner.semantics.retry_after(response) or 0.0)
+        except Exception as exc:
+            self._heed(exc, granted_at, inner.semantics)
+            raise
+        if self._adapts or inner.semantics.judge(response) is not _OK:
+            self._heed(response, granted_at, inner.semantics)
         return response
+
+    def _heed(
+        self, outcome: Res | Exception, granted_at: float, semantics: Semantics[Req, Res]
+    ) -> None:
+        verdict = semantics.judge(outcome)
+        self._limiter.record(verdict, granted_at=granted_at)
+        if verdict is Verdict.BUSY:
+            self._limiter.pause(semantics.retry_after(outcome) or 0.0)

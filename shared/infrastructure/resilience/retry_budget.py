@@ -59,7 +59,10 @@ class RetryBudget:
     ) -> None:
         self.config = config or RetryBudgetConfig()
         self._clock = clock
-        self._tokens = self.config.capacity
+        # Bound once: both are read at every successful call.
+        self._capacity = self.config.capacity
+        self._success_refund = self.config.success_refund
+        self._tokens = self._capacity
         self._income = self.config.min_retries_per_second * self.config.cost
         self._paid_until = clock.now()
         self._spent = 0
@@ -78,7 +81,7 @@ class RetryBudget:
 
         Paid later, after the wait, any number of calls could wait at the same time.
         """
-        cost = self._cost(throttled)
+        cost = self.cost(throttled=throttled)
         if self.tokens < cost:
             self._refused += 1
             return False
@@ -89,11 +92,20 @@ class RetryBudget:
     def refund(self, *, throttled: bool = False) -> None:
         """Take back the payment for an attempt that was never sent."""
         self._spent -= 1
-        self._add(self._cost(throttled))
+        self._add(self.cost(throttled=throttled))
+
+    def cost(self, *, throttled: bool = False) -> float:
+        """Return the tokens that one more attempt costs."""
+        return self.config.throttle_cost if throttled else self.config.cost
 
     def succeed(self) -> None:
         """Pay in for a successful call."""
-        self._add(self.config.success_refund)
+        if self._tokens < self._capacity:
+            self._add(self._success_refund)
+
+    def describe(self) -> str:
+        """Say the size in a few words."""
+        return f"budget {self._capacity:g} tokens"
 
     def snapshot(self) -> dict[str, Any]:
         """Return tokens and counters as plain JSON types."""
@@ -104,8 +116,12 @@ class RetryBudget:
             "refused_count": self._refused,
         }
 
-    def _cost(self, throttled: bool) -> float:
-        return self.config.throttle_cost if throttled else self.config.cost
-
     def _add(self, tokens: float) -> None:
-        self._tokens = min(self.config.capacity, self._tokens + tokens)
+        self._tokens = min(self._capacity, self._tokens + tokens)
+
+
+def budget_of(
+    given: RetryBudget | RetryBudgetConfig | None, *, clock: Clock = MONOTONIC
+) -> RetryBudget | None:
+    """Return a budget that is given as such, or a new one from its config."""
+    return RetryBudget(given, clock=clock) if isinstance(given, RetryBudgetConfig) else given

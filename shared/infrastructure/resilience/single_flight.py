@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from contextvars import copy_context
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from shared.infrastructure.resilience.events import (
+    NO_LISTENERS,
+    FlightJoined,
+    Listeners,
+    call_listener,
+)
+from shared.infrastructure.resilience.trace import Trace
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -18,9 +26,18 @@ class SingleFlight(Generic[K, T]):
     long as anybody waits, and is cancelled when the last one leaves. It runs in the context this
     object was made in, so that the deadline of one caller does not cut short the others. Nothing
     is kept: whoever comes after the end starts anew. For use within one event loop.
+
+    A caller that traces its call gets what the computation decides while the caller waits for it.
+
+    Args:
+        name: Used in events.
+        listeners: Told of every caller that joins a computation under way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "flight", *, listeners: Listeners = NO_LISTENERS) -> None:
+        self._name = name
+        self._listeners = listeners
+        self._started = self._joined = 0
         self._flights: dict[K, _Flight[T]] = {}
         # The event loop keeps no strong reference to a task, not even while it is cancelled.
         self._tasks: set[asyncio.Task[T]] = set()
@@ -29,6 +46,14 @@ class SingleFlight(Generic[K, T]):
     def __len__(self) -> int:
         """Return the number of keys being computed."""
         return len(self._flights)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return counters as plain JSON types."""
+        return {
+            "in_flight": len(self._flights),
+            "started_count": self._started,
+            "joined_count": self._joined,
+        }
 
     async def do(self, key: K, factory: Callable[[], Awaitable[T]]) -> T:
         """Return what `factory` computes, or what one that is under way for `key` will.
@@ -41,7 +66,13 @@ class SingleFlight(Generic[K, T]):
         flight = self._flights.get(key)
         if flight is None:
             flight = self._take_off(key, factory)
+        else:
+            self._joined += 1
+            self._listeners(FlightJoined(self._name, flight.waiters + 1))
         flight.waiters += 1
+        tracing = call_listener.get()
+        if tracing is not None:
+            flight.trace.pass_on(tracing)
         try:
             await asyncio.wait((flight.task,))
         finally:
@@ -59,10 +90,13 @@ class SingleFlight(Generic[K, T]):
                 return await factory()
             finally:
                 self._forget(key, flight)
+                flight.trace.end()
 
         self._flights[key] = flight
-        loop = asyncio.get_running_loop()
-        flight.task = loop.create_task(compute(), context=self._context.copy())
+        self._started += 1
+        context = self._context.copy()
+        context.run(call_listener.set, flight.trace)
+        flight.task = asyncio.get_running_loop().create_task(compute(), context=context)
         self._tasks.add(flight.task)
         flight.task.add_done_callback(self._landed)
         return flight
@@ -84,3 +118,4 @@ class _Flight(Generic[T]):
 
     def __init__(self) -> None:
         self.waiters = 0
+        self.trace = Trace()

@@ -7,6 +7,7 @@ of it fails at once instead.
 from __future__ import annotations
 
 import asyncio
+import math
 from contextvars import ContextVar, Token
 from types import TracebackType
 
@@ -17,23 +18,50 @@ from shared.infrastructure.resilience.errors import (
     DeadlineExceededError,
     ServiceError,
 )
+from shared.infrastructure.resilience.events import (
+    NO_LISTENERS,
+    AttemptTimedOut,
+    DeadlineExceeded,
+    Listeners,
+)
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res
 
 
-class _TimeLimit:
-    """Cancel the task in this block after `seconds`, and turn only that cancellation into `error`.
+def _checked(seconds: float) -> float:
+    if not 0.0 < seconds < math.inf:
+        raise ConfigurationError(
+            f"a time limit must be a finite number of seconds above 0, not {seconds}; "
+            "leave it out if there is to be none"
+        )
+    return seconds
+
+
+class TimeLimit:
+    """Cancels the task in a `with` block after `seconds`, and makes only that cancellation `error`.
 
     The protocol is that of `asyncio.timeout`, on the injected clock.
+
+    Args:
+        seconds: Time allowed; finite and above 0.
+        error: What to raise.
+        what: What took too long, for the message.
+        clock: Source of monotonic time.
+
+    Attributes:
+        expired: Whether the time was up before the block ended.
     """
 
+    __slots__ = (
+        *("_cancelling", "_clock", "_error", "_seconds"),
+        *("_task", "_timer", "_what", "expired"),
+    )
+
     def __init__(self, seconds: float, error: type[ServiceError], what: str, clock: Clock) -> None:
-        if seconds <= 0:
-            raise ConfigurationError(f"a time limit must be above 0 seconds, not {seconds}")
         self._seconds = seconds
         self._error = error
         self._what = what
         self._clock = clock
-        self._expired = False
+        self.expired = False
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._timer: TimerHandle | None = None
@@ -53,24 +81,25 @@ class _TimeLimit:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._expired or self._task is None:
+        if not self.expired or self._task is None:
             return
         ours_alone = self._task.uncancel() <= self._cancelling
         if ours_alone and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise self._error(f"{self._what} took longer than {self._seconds:g} s") from exc
 
     def _expire(self) -> None:
-        self._expired = True
+        self.expired = True
         if self._task is not None:
             self._task.cancel()
 
 
-_deadline: ContextVar[tuple[Clock, float] | None] = ContextVar("deadline", default=None)
+current_deadline: ContextVar[tuple[Clock, float] | None] = ContextVar("deadline", default=None)
+"""The deadline in force: an instant of a clock."""
 
 
 def remaining_time() -> float | None:
     """Return the seconds left of the deadline in force, or None if there is none."""
-    current = _deadline.get()
+    current = current_deadline.get()
     if current is None:
         return None
     clock, at = current
@@ -91,25 +120,31 @@ class deadline:  # noqa: N801 - a context manager, named like `asyncio.timeout`
     A nested deadline can only shorten the one in force.
 
     Args:
-        seconds: Time allowed from here on.
+        seconds: Time allowed from here on; finite and above 0.
         clock: Source of monotonic time.
 
     Raises:
+        ConfigurationError: `seconds` is no such number, or the block is not in an asyncio task.
         DeadlineExceededError: The time is up before the block ends.
     """
 
     def __init__(self, seconds: float, *, clock: Clock = MONOTONIC) -> None:
         self._clock = clock
-        self._seconds = seconds
-        self._limit = _TimeLimit(seconds, DeadlineExceededError, "the call", clock)
+        self._seconds = _checked(seconds)
+        self._limit = TimeLimit(seconds, DeadlineExceededError, "the call", clock)
         self._token: Token[tuple[Clock, float] | None] | None = None
 
+    @property
+    def expired(self) -> bool:
+        """Whether the time was up before the block ended."""
+        return self._limit.expired
+
     async def __aenter__(self) -> None:
-        current = _deadline.get()
-        at = self._clock.now() + self._seconds
-        if current is None or at < current[1]:
-            self._token = _deadline.set((self._clock, at))
         self._limit.__enter__()
+        # What is left is compared, not the instants: those of two clocks have nothing in common.
+        left = remaining_time()
+        if left is None or self._seconds < left:
+            self._token = current_deadline.set((self._clock, self._clock.now() + self._seconds))
 
     async def __aexit__(
         self,
@@ -118,7 +153,7 @@ class deadline:  # noqa: N801 - a context manager, named like `asyncio.timeout`
         traceback: TracebackType | None,
     ) -> None:
         if self._token is not None:
-            _deadline.reset(self._token)
+            current_deadline.reset(self._token)
         self._limit.__exit__(kind, exc, traceback)
 
 
@@ -128,15 +163,36 @@ class DeadlineLayer:
 
     Position: above retry, since it is about the caller's patience and not about one attempt. A
     streamed body that is read after the call returned is outside of it.
+
+    Args:
+        seconds: Time allowed to a call; finite and above 0.
+        name: Service that is called, used in events.
+        clock: Source of monotonic time.
+        listeners: Told when the time is up.
     """
 
-    def __init__(self, seconds: float, *, clock: Clock = MONOTONIC) -> None:
-        self._seconds = seconds
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        name: str = "service",
+        clock: Clock = MONOTONIC,
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
+        self._seconds = _checked(seconds)
+        self._name = name
         self._clock = clock
+        self._listeners = listeners
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
-        async with deadline(self._seconds, clock=self._clock):
-            return await inner.send(request)
+        limit = deadline(self._seconds, clock=self._clock)
+        try:
+            async with limit:
+                return await inner.send(request)
+        except DeadlineExceededError:
+            if limit.expired:  # and not one within
+                self._listeners(DeadlineExceeded(self._name, self._seconds))
+            raise
 
 
 @Position.ATTEMPT
@@ -144,12 +200,33 @@ class AttemptTimeoutLayer:
     """Bound one attempt.
 
     Position: innermost, so that retry may try again and the breaker sees the failure.
+
+    Args:
+        seconds: Time allowed to an attempt; finite and above 0.
+        name: Service that is called, used in events.
+        clock: Source of monotonic time.
+        listeners: Told when the time is up.
     """
 
-    def __init__(self, seconds: float, *, clock: Clock = MONOTONIC) -> None:
-        self._seconds = seconds
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        name: str = "service",
+        clock: Clock = MONOTONIC,
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
+        self._seconds = _checked(seconds)
+        self._name = name
         self._clock = clock
+        self._listeners = listeners
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
-        with _TimeLimit(self._seconds, AttemptTimeoutError, "the attempt", self._clock):
-            return await inner.send(request)
+        limit = TimeLimit(self._seconds, AttemptTimeoutError, "the attempt", self._clock)
+        try:
+            with limit:
+                return await inner.send(request)
+        except AttemptTimeoutError:
+            if limit.expired:  # and not one within
+                self._listeners(AttemptTimedOut(self._name, self._seconds))
+            raise

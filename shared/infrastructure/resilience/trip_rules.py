@@ -1,12 +1,14 @@
-"""When there is enough evidence against a service: failures in a row, or a rate over a window."""
+"""When there is enough evidence against a service: failures in a row, a rate, or a trend."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from shared.infrastructure.resilience.trend import Trend, TrendConfig
 from shared.infrastructure.resilience.windows import CountWindow, OutcomeWindow, TimeWindow
 
 
@@ -25,6 +27,8 @@ class TripConfig(BaseModel, frozen=True, extra="forbid"):
         minimum_calls: Calls in the window before a rate means anything; 20; at least 1.
         window_seconds: Length of the window; 30; above 0.
         window_calls: Make the window this many calls long instead; None (default).
+        prediction: Trends that are enough before any of these rules is met; None (default) leaves
+            prediction out.
     """
 
     failure_threshold: int = Field(default=5, ge=1)
@@ -34,6 +38,7 @@ class TripConfig(BaseModel, frozen=True, extra="forbid"):
     minimum_calls: int = Field(default=20, ge=1)
     window_seconds: float = Field(default=30.0, gt=0)
     window_calls: int | None = Field(default=None, ge=1)
+    prediction: TrendConfig | None = None
 
     @model_validator(mode="after")
     def _rates_can_be_met(self) -> Self:
@@ -65,24 +70,66 @@ class TripRules:
         self._running: OrderedDict[object, float] = OrderedDict()
         self.window = config.window()
         self.failures_in_row = 0
-        self.watches_time = config.slow_call_duration is not None
+        self._slow_from = config.slow_call_duration or math.inf
+        self._trend = (
+            Trend(config.prediction, config.failure_threshold) if config.prediction else None
+        )
+        self.watches_time = config.slow_call_duration is not None or self._trend is not None
 
     def begin(self, call: object, now: float) -> None:
         """Take note that a call begins."""
         self._running[call] = now
+        if self._trend is not None:
+            self._trend.begin(call, now)
 
     def forget(self, call: object) -> None:
         """Take a call back that came to nothing."""
         self._running.pop(call, None)
+        if self._trend is not None:
+            self._trend.forget(call)
 
     def end(self, call: object, now: float, *, failed: bool) -> str | None:
         """Count a call that has ended; return why it is enough, if it is."""
-        slow = False
-        if self.watches_time:
-            began = self._running.pop(call, None)
-            if began is None:  # counted while it ran
-                return self._count_late(now, failed=failed)
-            slow = now - began >= (self._config.slow_call_duration or 0.0)
+        if not self.watches_time:
+            return self._count(now, failed=failed, slow=False)
+        began = self._running.pop(call, None)
+        foreboding = self._foresee(call, now, began, failed=failed)
+        if began is None:  # counted while it ran
+            return self._count_late(now, failed=failed) or foreboding
+        return self._count(now, failed=failed, slow=now - began >= self._slow_from) or foreboding
+
+    def overdue(self, now: float) -> str | None:
+        """Count calls that run for too long as slow already; return why it is enough, if it is."""
+        found = False
+        while self._running:
+            call, began = next(iter(self._running.items()))
+            if now - began < self._slow_from:
+                break
+            del self._running[call]
+            self.window.record(now, failed=False, slow=True)
+            found = True
+        reason = self._reason(now) if found else None
+        return reason or (self._trend.silence(now) if self._trend is not None else None)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._running.clear()
+        if self._trend is not None:
+            self._trend.clear()
+        self.window.clear()
+        self.failures_in_row = 0
+
+    def _foresee(
+        self, call: object, now: float, began: float | None, *, failed: bool
+    ) -> str | None:
+        if self._trend is None:
+            return None
+        if failed:
+            return self._trend.fail(call, now)
+        self._trend.succeed(None if began is None else now - began)
+        return None
+
+    def _count(self, now: float, *, failed: bool, slow: bool) -> str | None:
         self.window.record(now, failed=failed, slow=slow)
         if failed:
             self.failures_in_row += 1
@@ -91,27 +138,6 @@ class TripRules:
             if not slow:
                 return None
         return self._reason(now)
-
-    def overdue(self, now: float) -> str | None:
-        """Count calls that run for too long as slow already; return why it is enough, if it is."""
-        duration = self._config.slow_call_duration
-        if duration is None:
-            return None
-        found = False
-        while self._running:
-            call, began = next(iter(self._running.items()))
-            if now - began < duration:
-                break
-            del self._running[call]
-            self.window.record(now, failed=False, slow=True)
-            found = True
-        return self._reason(now) if found else None
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._running.clear()
-        self.window.clear()
-        self.failures_in_row = 0
 
     def _count_late(self, now: float, *, failed: bool) -> str | None:
         self.failures_in_row = self.failures_in_row + 1 if failed else 0
@@ -129,6 +155,6 @@ class TripRules:
             and window.failures >= config.failure_rate * window.calls
         ):
             return f"{window.failures} of the last {window.calls} calls failed"
-        if self.watches_time and window.slow >= config.slow_call_rate * window.calls:
+        if window.slow >= config.slow_call_rate * window.calls:
             return f"{window.slow} of the last {window.calls} calls were slow"
         return None

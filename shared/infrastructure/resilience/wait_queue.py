@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from shared.infrastructure.resilience.clock import Clock, TimerHandle
+from shared.infrastructure.resilience.errors import ConfigurationError
 
 
 class WaitQueue:
@@ -45,8 +46,21 @@ class WaitQueue:
         return len(self.line)
 
     async def join(self, cost: float, max_wait: float | None) -> bool:
-        """Wait in line until `cost` is taken; return False if `max_wait` seconds pass first."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Wait in line until `cost` is taken; return False if `max_wait` seconds pass first.
+
+        Raises:
+            ConfigurationError: Tasks of another event loop wait in it.
+        """
+        loop = asyncio.get_running_loop()
+        if (
+            self.line
+            and loop is not (other := next(iter(self.line)).get_loop())
+            and other.is_running()
+        ):
+            raise ConfigurationError(
+                "this line is in use by another event loop: give each loop its own"
+            )
+        future: asyncio.Future[bool] = loop.create_future()
         self.line[future] = cost
         self.queued_cost += cost
         # A loop too busy with newcomers to come round to its timers must not cost the line time.
@@ -57,7 +71,7 @@ class WaitQueue:
             expiry = self._clock.call_later(max_wait, lambda: self._leave(future))
         try:
             return await future
-        except asyncio.CancelledError:
+        except BaseException:
             # The permit may have been handed over in the very tick the waiter was cancelled.
             if future.done() and not future.cancelled() and future.result():
                 self._give_back(cost)

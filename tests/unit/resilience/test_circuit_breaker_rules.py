@@ -5,10 +5,13 @@ import pytest
 from pydantic import ValidationError
 
 from shared.infrastructure.resilience import (
+    CallRefused,
     CircuitBreaker,
     CircuitBreakerConfig,
     CircuitOpenError,
     CircuitState,
+    Event,
+    Listeners,
     Verdict,
 )
 from shared.infrastructure.testing import FakeClock
@@ -226,3 +229,19 @@ async def test_random_traffic_keeps_the_windows_totals_equal_to_a_recount() -> N
     recent = [failed for at, failed in log if int(at) > slot - 10]
     assert snapshot["window_calls"] == len(recent)
     assert snapshot["window_failures"] == sum(recent)
+
+
+def test_a_refusal_is_an_event_that_says_when_to_come_back() -> None:
+    clock = FakeClock()
+    told: list[Event] = []
+    breaker = CircuitBreaker(
+        "orders",
+        CircuitBreakerConfig(failure_threshold=1, timeout=10.0),
+        clock=clock,
+        listeners=Listeners([told.append]),
+    )
+    breaker.admit().settle(Verdict.FAILED)
+    clock.stall(4.0)
+    with pytest.raises(CircuitOpenError):
+        breaker.admit()
+    assert told[1:] == [CallRefused("orders", "circuit_open", retry_after=6.0)]

@@ -7,8 +7,16 @@ from shared.infrastructure.resilience import (
     BulkheadFullError,
     CircuitOpenError,
     DeadlineExceededError,
+    DeadlineLayer,
+    Event,
+    FallbackUsed,
+    LayerOrderWarning,
+    Listeners,
+    RetryConfig,
+    RetryLayer,
     Verdict,
     stack,
+    trace_call,
 )
 from shared.infrastructure.resilience.fallback import FallbackLayer
 from shared.infrastructure.resilience.layer import PLAIN_CALL, PlainCall
@@ -115,3 +123,70 @@ async def test_a_cancelled_call_has_no_fallback() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert fallback.calls == []
+
+
+async def test_every_use_is_counted_and_told_with_its_cause() -> None:
+    told: list[Event] = []
+    options = {"name": "search", "listeners": Listeners([told.append])}
+    layer = FallbackLayer(Recorder(), **options)  # type: ignore[arg-type]
+    script = ScriptedSend([ValueError("down"), Reply(Verdict.FAILED), Reply(Verdict.OK)])
+    send = stack(script, layer, semantics=ReplySemantics())
+    for _ in range(3):
+        await send("x")
+    assert told == [FallbackUsed("search", "ValueError: down"), FallbackUsed("search", "Reply")]
+    assert layer.snapshot() == {"used_count": 2, "failed_count": 0}
+
+
+async def test_without_an_audience_nobody_looks_for_words() -> None:
+    class Wordless(PlainCall):
+        def describe(self, request: object, outcome: object) -> str:
+            raise AssertionError("asked for words")
+
+    send = stack(ScriptedSend([ValueError()]), FallbackLayer(Recorder()), semantics=Wordless())
+    assert await send("x") == "instead"
+
+
+@pytest.mark.parametrize("outcome", [ValueError("down"), Reply(Verdict.FAILED)])
+async def test_a_fallback_that_fails_too_is_counted(outcome: Any) -> None:
+    layer = FallbackLayer(Recorder(KeyError("no cache")))
+    with trace_call() as trace, pytest.raises(KeyError):
+        await stack(ScriptedSend([outcome]), layer, semantics=ReplySemantics())("x")
+    assert layer.snapshot() == {"used_count": 1, "failed_count": 1}
+    assert [entry.event.kind for entry in trace.entries] == ["fallback_used"]
+
+
+async def test_a_fallback_that_is_cancelled_has_not_failed_but_gives_its_answer_back() -> None:
+    async def hang(_request: str, _outcome: Any) -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    reply, layer = Reply(Verdict.FAILED), FallbackLayer[Any, Any](hang)
+    send = stack(ScriptedSend[Any]([reply]), layer, semantics=ReplySemantics())
+    task = asyncio.ensure_future(send("x"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert layer.snapshot() == {"used_count": 1, "failed_count": 0}
+    assert reply.discarded == 1
+
+
+async def from_the_cache(_request: str, _outcome: Any) -> str:
+    return "cached"
+
+
+def test_a_fallback_layer_names_what_it_asks() -> None:
+    assert FallbackLayer(from_the_cache).describe() == "FallbackLayer: from_the_cache"
+    assert FallbackLayer(Recorder()).describe() == "FallbackLayer: Recorder"
+
+
+def test_a_fallback_belongs_above_retry_and_on_either_side_of_a_deadline() -> None:
+    fallback, retry, limit = (
+        FallbackLayer(from_the_cache),
+        RetryLayer(RetryConfig()),
+        DeadlineLayer(1.0),
+    )
+    send = ScriptedSend(["ok"])
+    with pytest.warns(LayerOrderWarning, match="takes an answer of FallbackLayer for one of the"):
+        stack(send, retry, fallback, semantics=PLAIN_CALL)
+    stack(send, fallback, limit, retry, semantics=PLAIN_CALL)
+    stack(send, limit, fallback, retry, semantics=PLAIN_CALL)

@@ -13,7 +13,8 @@ from shared.infrastructure.resilience import (
     remaining_time,
     stack,
 )
-from shared.infrastructure.resilience.hedge import HedgeConfig, HedgeLayer, RotatingHistogram
+from shared.infrastructure.resilience.hedge import HedgeConfig, HedgeLayer
+from shared.infrastructure.resilience.histogram import RotatingHistogram
 from shared.infrastructure.resilience.layer import PlainCall
 from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig
 from shared.infrastructure.testing import FakeClock

@@ -231,7 +231,7 @@ def test_a_stack_is_drawn_outermost_first_and_by_attempts() -> None:
     inner = stack(answer, ChainLayer(GATE, SLOT), semantics=PLAIN_CALL)
     assert describe(stack(inner, OBSERVE, RETRY, semantics=PLAIN_CALL)).splitlines() == [
         "ObserveLayer",
-        "RetryLayer",
+        "RetryLayer: 3 retries, 1 s doubling to 60 s, jitter",
         "  CircuitGate",
         "  BulkheadLayer",
         "  answer",

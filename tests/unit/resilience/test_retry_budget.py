@@ -7,9 +7,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydantic import ValidationError
 
-from shared.infrastructure.resilience import CircuitOpenError, RetryConfig, RetryLayer, stack
+from shared.infrastructure.resilience import (
+    BudgetSpent,
+    CircuitOpenError,
+    Event,
+    Listeners,
+    RetryConfig,
+    RetryGivenUp,
+    RetryLayer,
+    stack,
+)
 from shared.infrastructure.resilience.layer import PLAIN_CALL, PlainCall, Verdict
-from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig
+from shared.infrastructure.resilience.retry_budget import (
+    RetryBudget,
+    RetryBudgetConfig,
+    budget_of,
+)
 from shared.infrastructure.testing import FakeClock, ScriptedSend
 
 TWO_RETRIES = RetryBudgetConfig(capacity=20, min_retries_per_second=0)
@@ -62,7 +75,7 @@ async def test_without_budget_the_last_error_stands_and_a_note_says_why() -> Non
     with pytest.raises(ValueError, match="2") as caught:
         await finish(clock, retrying(script, budget, clock, name="search")("x"))
     assert len(script.requests) == 3
-    assert caught.value.__notes__ == ["not tried again: the retry budget of search is spent"]
+    assert caught.value.__notes__ == ["search: gave up: the retry budget is spent"]
 
 
 async def test_every_success_pays_in_once_whether_it_was_retried_or_not() -> None:
@@ -168,6 +181,32 @@ async def test_an_outage_is_never_answered_with_a_storm_and_healing_restores_the
     healed = True
     assert await offer(1) == ["ok"] * 200
     assert budget.tokens == 100.0
+
+
+def test_a_budget_is_given_as_it_is_or_made_from_its_config() -> None:
+    given, clock = RetryBudget(), FakeClock()
+    assert budget_of(given) is given
+    assert budget_of(None) is None
+    made = budget_of(TWO_RETRIES, clock=clock)
+    assert made is not None
+    assert (made.config, made.tokens) == (TWO_RETRIES, 20.0)
+    assert made.try_acquire()
+    clock._now += 1000.0
+    assert made.tokens == 10.0
+
+
+async def test_a_retry_that_is_paid_for_is_told_with_its_price() -> None:
+    clock, told = FakeClock(), list[Event]()
+    budget = RetryBudget(TWO_RETRIES, clock=clock)
+    listeners = Listeners([told.append])
+    send = retrying(ScriptedSend([ValueError()]), budget, clock, name="a", listeners=listeners)
+    with pytest.raises(ValueError):  # noqa: PT011 - what was told is what is checked
+        await finish(clock, send("x"))
+    assert [event for event in told if isinstance(event, BudgetSpent)] == [
+        BudgetSpent("a", cost=10.0, tokens=10.0),
+        BudgetSpent("a", cost=10.0, tokens=0.0),
+    ]
+    assert told[-1] == RetryGivenUp("a", 3, "budget")
 
 
 class BudgetMachine(RuleBasedStateMachine):

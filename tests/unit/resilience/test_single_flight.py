@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.infrastructure.resilience import deadline, remaining_time
+from shared.infrastructure.resilience import (
+    Event,
+    FlightJoined,
+    Listeners,
+    ServiceError,
+    deadline,
+    remaining_time,
+    trace_call,
+)
 from shared.infrastructure.resilience.single_flight import SingleFlight
 from shared.infrastructure.testing import FakeClock
 
@@ -188,6 +196,31 @@ async def test_the_error_of_a_computation_nobody_waits_for_is_read_by_its_owner(
     del caller
     gc.collect()
     assert complaints == []
+
+
+async def test_who_joins_is_told_and_counted() -> None:
+    told: list[Event] = []
+    flights = SingleFlight[str, Any]("answers", listeners=Listeners([told.append]))
+    work = Work()
+    callers = await waiting(flights, work, 3)
+    assert told == [FlightJoined("answers", 2), FlightJoined("answers", 3)]
+    assert flights.snapshot() == {"in_flight": 1, "started_count": 1, "joined_count": 2}
+    work.running[0].set_result("fine")
+    await asyncio.gather(*callers)
+    assert flights.snapshot() == {"in_flight": 0, "started_count": 1, "joined_count": 2}
+
+
+async def test_a_computation_is_traced_on_its_own_and_its_error_has_that_trace() -> None:
+    async def fail() -> None:
+        raise ServiceError("down")
+
+    with trace_call():
+        flights = SingleFlight[str, None]()
+    with trace_call() as own, pytest.raises(ServiceError) as caught:
+        await flights.do("k", fail)
+    assert caught.value.trace is not None
+    assert caught.value.trace is not own
+    assert caught.value.trace.outcome is not None
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(5, 60))

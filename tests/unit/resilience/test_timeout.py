@@ -1,14 +1,20 @@
 import asyncio
+import math
+from collections.abc import Callable
 
 import pytest
 
 from shared.infrastructure.resilience import (
     PLAIN_CALL,
+    AttemptTimedOut,
     AttemptTimeoutError,
     AttemptTimeoutLayer,
     ConfigurationError,
+    DeadlineExceeded,
     DeadlineExceededError,
     DeadlineLayer,
+    Event,
+    Listeners,
     RetryConfig,
     RetryLayer,
     deadline,
@@ -116,6 +122,60 @@ async def test_a_timeout_error_names_its_kind() -> None:
     assert not isinstance(caught.value, AttemptTimeoutError)
 
 
-def test_a_time_limit_of_zero_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError):
-        deadline(0.0)
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("limit", [deadline, DeadlineLayer, AttemptTimeoutLayer])
+def test_a_time_limit_that_is_none_is_refused_when_it_is_set(
+    limit: Callable[[float], object], seconds: float
+) -> None:
+    with pytest.raises(ConfigurationError, match="finite number of seconds above 0"):
+        limit(seconds)
+
+
+async def test_deadlines_on_two_clocks_are_compared_by_what_is_left() -> None:
+    early, late = FakeClock(now=10.0), FakeClock(now=5000.0)
+    async with deadline(10.0, clock=early), deadline(3.0, clock=late):
+        assert remaining_time() == pytest.approx(3.0)
+    async with deadline(3.0, clock=late), deadline(10.0, clock=early):
+        assert remaining_time() == pytest.approx(3.0)
+
+
+async def test_a_deadline_that_could_not_begin_leaves_none_behind() -> None:
+    left: list[object] = []
+
+    def outside_of_any_task() -> None:
+        with pytest.raises(ConfigurationError, match="inside an asyncio task"):
+            deadline(1.0).__aenter__().send(None)
+        left.append(remaining_time())
+
+    asyncio.get_running_loop().call_soon(outside_of_any_task)
+    await asyncio.sleep(0)
+    assert left == [None]
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (DeadlineLayer, DeadlineExceeded("llm", 2.0)),
+        (AttemptTimeoutLayer, AttemptTimedOut("llm", 2.0)),
+    ],
+)
+async def test_whoever_listens_is_told_once_when_time_is_up(
+    layer: Callable[..., DeadlineLayer | AttemptTimeoutLayer], expected: Event
+) -> None:
+    clock = FakeClock()
+    told: list[Event] = []
+    outer = layer(9.0, name="outer", clock=clock, listeners=Listeners([told.append]))
+    limit = layer(2.0, name="llm", clock=clock, listeners=Listeners([told.append]))
+    send = stack(hang, outer, limit, semantics=PLAIN_CALL)
+    late = asyncio.ensure_future(send("x"))
+    await clock.advance(1.0)
+    assert told == []
+    await clock.advance(1.0)
+    with pytest.raises(TimeoutError):
+        await late
+    assert told == [expected]
+    cancelled = asyncio.ensure_future(send("x"))
+    await clock.advance(1.0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert told == [expected]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from shared.infrastructure.resilience.errors import ConfigurationError
+from shared.infrastructure.resilience.layer import Verdict
 from shared.infrastructure.resilience.limits.limiter import RateLimiter
 
 
@@ -27,6 +30,7 @@ class AllOf(RateLimiter):
         if not limiters or any(limiter.clock is not limiters[0].clock for limiter in limiters):
             raise ConfigurationError("give AllOf at least one limiter, all with the same clock")
         self.limiters = limiters
+        self.adapts = any(limiter.adapts for limiter in limiters)
         self._quickest = min(limiters, key=lambda limiter: limiter.ramp_time)
         super().__init__(
             limiters[0].clock,
@@ -47,6 +51,10 @@ class AllOf(RateLimiter):
 
     def ramp(self, start: float) -> None:
         self._quickest.ramp(start)
+
+    def record(self, verdict: Verdict, *, granted_at: float = math.inf) -> None:
+        for limiter in self.limiters:
+            limiter.record(verdict, granted_at=granted_at)
 
     def _delay(self, cost: float, now: float) -> float:
         return max(limiter.delay(cost, now) for limiter in self.limiters)

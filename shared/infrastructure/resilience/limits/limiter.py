@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.infrastructure.resilience.clock import Clock
 from shared.infrastructure.resilience.errors import ConfigurationError, RateLimitExceededError
+from shared.infrastructure.resilience.layer import Verdict
 from shared.infrastructure.resilience.limits.headers import read_rate_headers
 from shared.infrastructure.resilience.limits.pacing import Pacing
 from shared.infrastructure.resilience.limits.reservation import Reservation
@@ -26,7 +27,10 @@ class RateLimiter(abc.ABC):
         rate: Permits per second in the long run.
         ramp_time: Seconds after a pause during which permits are spread.
         last_granted_at: Instant of the latest grant, on the limiter's clock.
+        adapts: Whether `record` changes anything.
     """
+
+    adapts = False
 
     def __init__(self, clock: Clock, *, rate: float, ramp_time: float) -> None:
         self.clock = clock
@@ -169,6 +173,15 @@ class RateLimiter(abc.ABC):
         if advice.quotas:
             self._follow(interval, lasts)
         self.pause(pause)
+
+    def record(self, verdict: Verdict, *, granted_at: float = math.inf) -> None:  # noqa: B027
+        """Learn from what came of a call; a limiter that does not adapt has nothing to learn.
+
+        Args:
+            verdict: What the outcome says about the service.
+            granted_at: `last_granted_at` as it was when the call's permit was granted; default:
+                it is the latest one.
+        """
 
     def delay(self, cost: float, now: float) -> float:
         """Return the seconds until `cost` could be granted if nobody waited; 0.0 means now."""

@@ -1,0 +1,153 @@
+"""Every config: frozen, without unknown fields, with the defaults and ranges it documents."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from shared.infrastructure.resilience import (
+    BulkheadConfig,
+    CircuitBreakerConfig,
+    HealthConfig,
+    HedgeConfig,
+    RateLimitConfig,
+    RetryBudgetConfig,
+    RetryConfig,
+)
+
+Config = type[BaseModel]
+REQUIRED: dict[Config, dict[str, Any]] = {
+    BulkheadConfig: {"max_concurrent": 2},
+    RateLimitConfig: {"requests_per_second": 10.0},
+}
+CONFIGS: list[Config] = [
+    *REQUIRED,
+    CircuitBreakerConfig,
+    HealthConfig,
+    HedgeConfig,
+    RetryBudgetConfig,
+    RetryConfig,
+]
+
+DEFAULTS: dict[Config, dict[str, Any]] = {
+    BulkheadConfig: {"max_queue": None, "max_wait": None},
+    RateLimitConfig: {
+        "burst_size": None,
+        "strategy": "token_bucket",
+        "window": 1.0,
+        "max_wait": 60.0,
+    },
+    CircuitBreakerConfig: {
+        "failure_threshold": 5,
+        "failure_rate": 0.5,
+        "slow_call_duration": None,
+        "slow_call_rate": 0.8,
+        "minimum_calls": 20,
+        "window_seconds": 30.0,
+        "window_calls": None,
+        "success_threshold": 2,
+        "timeout": 60.0,
+        "max_timeout": 300.0,
+        "half_open_max_calls": 1,
+        "probe_lease": 30.0,
+        "ramp_up": 0.0,
+        "obey_retry_after": False,
+    },
+    HedgeConfig: {
+        "delay": None,
+        "max_hedges": 1,
+        "percentile": 0.95,
+        "min_samples": 20,
+        "window": 60.0,
+    },
+    RetryBudgetConfig: {
+        "capacity": 100.0,
+        "cost": 10.0,
+        "throttle_cost": 5.0,
+        "success_refund": 1.0,
+        "min_retries_per_second": 1.0,
+    },
+    RetryConfig: {
+        "max_retries": 3,
+        "base_delay": 1.0,
+        "max_delay": 60.0,
+        "exponential_base": 2.0,
+        "jitter": True,
+        "retry_busy": False,
+        "max_retry_after": 60.0,
+    },
+}
+
+# The end of a range: a value that is accepted, and one just outside.
+ENDS: list[tuple[Config, str, float, float]] = [
+    (BulkheadConfig, "max_concurrent", 1, 0),
+    (BulkheadConfig, "max_queue", 0, -1),
+    (BulkheadConfig, "max_wait", 0.0, -0.01),
+    (RateLimitConfig, "requests_per_second", 0.01, 0.0),
+    (RateLimitConfig, "burst_size", 1, 0),
+    (RateLimitConfig, "window", 0.01, 0.0),
+    (RateLimitConfig, "max_wait", 0.0, -0.01),
+    (CircuitBreakerConfig, "failure_threshold", 1, 0),
+    (CircuitBreakerConfig, "failure_rate", 0.01, 0.0),
+    (CircuitBreakerConfig, "failure_rate", 1.0, 1.01),
+    (CircuitBreakerConfig, "slow_call_duration", 0.01, 0.0),
+    (CircuitBreakerConfig, "slow_call_rate", 0.01, 0.0),
+    (CircuitBreakerConfig, "slow_call_rate", 1.0, 1.01),
+    (CircuitBreakerConfig, "minimum_calls", 1, 0),
+    (CircuitBreakerConfig, "window_seconds", 0.01, 0.0),
+    (CircuitBreakerConfig, "success_threshold", 1, 0),
+    (CircuitBreakerConfig, "timeout", 0.01, 0.0),
+    (CircuitBreakerConfig, "max_timeout", 0.01, 0.0),
+    (CircuitBreakerConfig, "half_open_max_calls", 1, 0),
+    (CircuitBreakerConfig, "probe_lease", 0.01, 0.0),
+    (CircuitBreakerConfig, "ramp_up", 0.0, -0.01),
+    (HedgeConfig, "delay", 0.0, -0.01),
+    (HedgeConfig, "max_hedges", 1, 0),
+    (HedgeConfig, "percentile", 0.01, 0.0),
+    (HedgeConfig, "percentile", 0.99, 1.0),
+    (HedgeConfig, "min_samples", 1, 0),
+    (HedgeConfig, "window", 0.01, 0.0),
+    (RetryBudgetConfig, "cost", 0.01, 0.0),
+    (RetryBudgetConfig, "throttle_cost", 0.01, 0.0),
+    (RetryBudgetConfig, "success_refund", 0.0, -0.01),
+    (RetryBudgetConfig, "min_retries_per_second", 0.0, -0.01),
+    (RetryConfig, "max_retries", 0, -1),
+    (RetryConfig, "base_delay", 0.0, -0.01),
+    (RetryConfig, "max_delay", 0.0, -0.01),
+    (RetryConfig, "exponential_base", 1.0, 0.99),
+    (RetryConfig, "max_retry_after", 0.0, -0.01),
+]
+
+
+def build(config: Config, **fields: Any) -> BaseModel:
+    return config(**{**REQUIRED.get(config, {}), **fields})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_never_changes_and_takes_no_field_it_does_not_know(config: Config) -> None:
+    made = build(config)
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(made, next(iter(config.model_fields)), 1)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        build(config, no_such_field=1)
+
+
+@pytest.mark.parametrize("config", DEFAULTS)
+def test_a_config_has_the_defaults_it_documents(config: Config) -> None:
+    made = build(config).model_dump()
+    assert {name: made[name] for name in DEFAULTS[config]} == DEFAULTS[config]
+
+
+@pytest.mark.parametrize(("config", "field", "inside", "outside"), ENDS)
+def test_a_range_ends_where_it_is_documented_to(
+    config: Config, field: str, inside: float, outside: float
+) -> None:
+    assert getattr(build(config, **{field: inside}), field) == inside
+    with pytest.raises(ValidationError, match=field):
+        build(config, **{field: outside})
+
+
+def test_a_budget_may_be_as_small_as_one_retry_and_not_smaller_than_nothing() -> None:
+    assert RetryBudgetConfig(capacity=0.5, cost=0.5, throttle_cost=0.5).capacity == 0.5
+    with pytest.raises(ValidationError, match="capacity"):
+        RetryBudgetConfig(capacity=0.0, cost=0.5, throttle_cost=0.5)
