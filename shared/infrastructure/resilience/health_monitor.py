@@ -52,7 +52,7 @@ class HealthConfig(BaseModel, frozen=True, extra="forbid"):
         interval: Seconds between active checks; 30; above 0. One is left out if traffic has
             spoken since the last.
         edge_interval: Seconds between them while failures or successes in a row are about to
-            change the status, at most `interval`; above 0. None (default) keeps to `interval`.
+            change the status, at most `interval`; 1; above 0. None keeps to `interval`.
         jitter: Share of the interval by which each wait is made longer or shorter at random, so
             that many monitors do not ask at the same moment; 0.1; 0 to 1.
         timeout: Seconds an active check may take; 5; above 0.
@@ -73,7 +73,7 @@ class HealthConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     interval: float = Field(default=30.0, gt=0, allow_inf_nan=False)
-    edge_interval: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    edge_interval: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     jitter: float = Field(default=0.1, ge=0, le=1)
     timeout: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     time_constant: float = Field(default=10.0, gt=0, allow_inf_nan=False)

@@ -114,7 +114,10 @@ async def test_all_hosts_are_asked_for_their_health_at_once_the_disabled_too() -
 async def test_every_host_is_checked_again_and_again_until_the_pool_stops() -> None:
     clock = FakeClock()
     mocks = Mocks(a=200, b=500)
-    pool = mocks.pool(clock=clock, health_config=HealthConfig(interval=10.0, unhealthy_after=2))
+    pool = mocks.pool(
+        clock=clock,
+        health_config=HealthConfig(interval=10.0, unhealthy_after=2, edge_interval=None),
+    )
     before = asyncio.all_tasks()
     await pool.start()
     await pool.start()

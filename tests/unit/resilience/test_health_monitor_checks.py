@@ -86,7 +86,8 @@ async def test_a_cancelled_check_says_nothing() -> None:
 async def test_no_check_is_made_while_traffic_speaks() -> None:
     clock = FakeClock()
     target = Target(clock)
-    monitor = HealthMonitor("db", target, HealthConfig(jitter=0.0), clock=clock)
+    config = HealthConfig(jitter=0.0, edge_interval=None)
+    monitor = HealthMonitor("db", target, config, clock=clock)
     monitor.start()
     for _ in range(9):
         await clock.advance(10.0)
@@ -144,7 +145,8 @@ async def test_without_an_edge_interval_the_pace_is_always_the_same() -> None:
     clock = FakeClock()
     target = Target(clock)
     target.is_down = True
-    monitor = HealthMonitor("db", target, HealthConfig(jitter=0.0), clock=clock)
+    config = HealthConfig(jitter=0.0, edge_interval=None)
+    monitor = HealthMonitor("db", target, config, clock=clock)
     monitor.start()
     await clock.advance(60.0)
     assert target.asked == [0.0, 30.0, 60.0]

@@ -157,7 +157,8 @@ class AdaptiveRate(RateLimiter):
     def _fall(self, now: float) -> None:
         self._too_fast = min(self._meter.rate, self.rate)
         self._way_back = (self._too_fast * (1.0 - self.config.beta) / self.config.scale) ** (1 / 3)
-        self._since = self._fell_at = now
+        self._fell_at = now
+        self._since = max(now, self._paused_until)
         self._change(self._too_fast * self.config.beta, now)
         self.ramp(now)
         self._queue.pump()
