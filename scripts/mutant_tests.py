@@ -58,7 +58,10 @@ class Seen:
     def near(self, mutant: Mutant) -> list[str]:
         """Return the tests that run anything of the file and are quick, or about that very file."""
         names = self._ordered({place for place in self.tests if place[0] == mutant.file})
-        return [name for name in names if self.seconds[name] < LONG or is_about(mutant, name)]
+        quick = [name for name in names if self.seconds[name] < LONG]
+        # Those that are about it need not run a line of it: they may look at a default.
+        about = {name for name in self.seconds if is_about(mutant, name)} - self.failed
+        return [*(name for name in quick if name not in about), *sorted(about)]
 
     def is_early(self, mutant: Mutant) -> bool:
         """Return whether a fault takes effect at import or collection, too."""

@@ -167,7 +167,7 @@ def report(mutants: Sequence[Mutant], outcomes: Sequence[str], failed: bool) -> 
 def key_of(mutant: Mutant) -> str:
     """Return how a mutant is named in the list of reasons."""
     file = mutant.file.removeprefix(PACKAGE + "/")
-    return f"`{file}` `{mutant.scope}`: `{mutant.old}` → `{mutant.new}`"
+    return f"`{file}` `{mutant.scope or 'import'}`: `{mutant.old}` → `{mutant.new}`"
 
 
 def read_reasons() -> set[str]:

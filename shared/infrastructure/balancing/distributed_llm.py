@@ -33,6 +33,8 @@ from shared.infrastructure.http.client import (
 from shared.infrastructure.http.transport import BUFFERED, HTTPXLayer
 from shared.infrastructure.resilience import (
     MONOTONIC,
+    AdaptiveBulkheadConfig,
+    AdaptiveRateConfig,
     BulkheadConfig,
     CallStats,
     CircuitBreakerConfig,
@@ -109,8 +111,8 @@ class DistributedLLMClient:
         retry_config: RetryConfig | None = _RETRY,
         retry_budget: RetryBudget | RetryBudgetConfig | None = _BUDGET,
         circuit_breaker_config: CircuitBreakerConfig | None = _BREAKER,
-        rate_limit_config: RateLimitConfig | None = None,
-        bulkhead_config: BulkheadConfig | None = None,
+        rate_limit_config: RateLimitConfig | AdaptiveRateConfig | None = None,
+        bulkhead_config: BulkheadConfig | AdaptiveBulkheadConfig | None = None,
         pool_config: ConnectionPoolConfig = _POOL,
         timeout_config: TimeoutConfig = _TIMEOUT,
         health_config: HealthConfig | None = None,

@@ -17,6 +17,8 @@ from shared.infrastructure.http import TimeoutConfig, UpstreamError
 from shared.infrastructure.http.client import native_timeout
 from shared.infrastructure.http.transport import BUFFERED, Wire
 from shared.infrastructure.resilience import (
+    AdaptiveBulkheadConfig,
+    AdaptiveRateConfig,
     BulkheadConfig,
     CallRefusedError,
     CallStats,
@@ -91,8 +93,8 @@ class HostPolicy:
 
     timeout: TimeoutConfig
     circuit_breaker: CircuitBreakerConfig | None
-    rate_limit: RateLimitConfig | None
-    bulkhead: BulkheadConfig | None
+    rate_limit: RateLimitConfig | AdaptiveRateConfig | None
+    bulkhead: BulkheadConfig | AdaptiveBulkheadConfig | None
     health: HealthConfig | None
 
 

@@ -17,6 +17,8 @@ from shared.infrastructure.http.semantics import HTTP
 from shared.infrastructure.http.transport import BUFFERED, HTTPXLayer, ResilientTransport
 from shared.infrastructure.resilience import (
     MONOTONIC,
+    AdaptiveBulkheadConfig,
+    AdaptiveRateConfig,
     BulkheadConfig,
     CallStats,
     CircuitBreakerConfig,
@@ -98,10 +100,10 @@ class EnhancedHTTPClient(httpx.AsyncClient):
         retry_config: RetryConfig | None = _RETRY,
         timeout_config: TimeoutConfig = _TIMEOUT,
         circuit_breaker_config: CircuitBreakerConfig | None = _BREAKER,
-        rate_limit_config: RateLimitConfig | None = None,
+        rate_limit_config: RateLimitConfig | AdaptiveRateConfig | None = None,
         *,
         retry_budget: RetryBudget | RetryBudgetConfig | None = _BUDGET,
-        bulkhead_config: BulkheadConfig | None = None,
+        bulkhead_config: BulkheadConfig | AdaptiveBulkheadConfig | None = None,
         health_config: HealthConfig | None = None,
         health_check_path: str | None = None,
         headers: Mapping[str, str] | None = None,

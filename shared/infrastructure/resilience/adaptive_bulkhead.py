@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field, model_validator
 
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
-from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
+from shared.infrastructure.resilience.events import NO_LISTENERS, Listeners
+from shared.infrastructure.resilience.layer import Inner, Layer, Position, Req, Res, Verdict
+from shared.infrastructure.resilience.line_events import LineEvents
 from shared.infrastructure.resilience.timeout import within_deadline
 
 # Outcomes that make a round, if not more are in flight: fewer would be an accident.
@@ -57,9 +59,15 @@ class AdaptiveBulkheadConfig(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
-    def build(self, *, clock: Clock = MONOTONIC) -> AdaptiveBulkhead:
+    def build(
+        self,
+        *,
+        clock: Clock = MONOTONIC,
+        name: str = "service",
+        listeners: Listeners = NO_LISTENERS,
+    ) -> AdaptiveBulkhead:
         """Return the bulkhead this config describes."""
-        return AdaptiveBulkhead(self, clock=clock)
+        return AdaptiveBulkhead(self, clock=clock, name=name, listeners=listeners)
 
 
 @dataclass(slots=True)
@@ -101,10 +109,17 @@ class AdaptiveBulkhead(Bulkhead):
     Args:
         config: Bounds and pace.
         clock: Source of monotonic time.
+        name: Service, used in events.
+        listeners: Told of every change of the limit.
     """
 
     def __init__(
-        self, config: AdaptiveBulkheadConfig | None = None, *, clock: Clock = MONOTONIC
+        self,
+        config: AdaptiveBulkheadConfig | None = None,
+        *,
+        clock: Clock = MONOTONIC,
+        name: str = "service",
+        listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self.bounds = config or AdaptiveBulkheadConfig()
         super().__init__(
@@ -114,8 +129,9 @@ class AdaptiveBulkhead(Bulkhead):
                 max_wait=self.bounds.max_wait,
             ),
             clock=clock,
+            name=name,
+            listeners=listeners,
         )
-        self.clock = clock
         self._estimate = float(self.bounds.initial_concurrent)
         self._unloaded: float | None = None
         self._latency: float | None = None
@@ -141,6 +157,9 @@ class AdaptiveBulkhead(Bulkhead):
         elif verdict is Verdict.BUSY or (verdict is Verdict.FAILED and self._is_long(latency)):
             self._dropped += 1
             self._move(0.5 * self._estimate)
+
+    def layer(self) -> Layer[Any, Any]:
+        return AdaptiveBulkheadLayer(self, name=self.name, listeners=self.listeners)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what every bulkhead does, and the latencies (s), None while they are unknown."""
@@ -199,15 +218,28 @@ class AdaptiveBulkheadLayer:
     """Hold a slot until the answer is over, and tell the bulkhead how long that took.
 
     Position: that of `BulkheadLayer`, which it replaces.
+
+    Args:
+        bulkhead: Shared by all who may overload the same service.
+        name: Service, used in events.
+        listeners: Told of calls that had to wait, or were refused.
     """
 
-    def __init__(self, bulkhead: AdaptiveBulkhead) -> None:
+    def __init__(
+        self,
+        bulkhead: AdaptiveBulkhead,
+        *,
+        name: str = "service",
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
         self._bulkhead = bulkhead
+        self._line = LineEvents(name, "bulkhead", listeners, bulkhead.clock)
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
         bulkhead = self._bulkhead
         if not bulkhead.try_acquire():
-            await bulkhead.acquire(max_wait=within_deadline(bulkhead.config.max_wait))
+            max_wait = within_deadline(bulkhead.config.max_wait)
+            await self._line.tell(bulkhead.acquire(max_wait=max_wait))
         over = partial(self._over, bulkhead.clock.now(), bulkhead.in_flight)
         try:
             response = await inner.send(request)

@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import BulkheadFullError, ConfigurationError
-from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
+from shared.infrastructure.resilience.events import NO_LISTENERS, BulkheadResized, Listeners
+from shared.infrastructure.resilience.layer import Inner, Layer, Position, Req, Res, Verdict
+from shared.infrastructure.resilience.line_events import LineEvents
 from shared.infrastructure.resilience.timeout import within_deadline
 from shared.infrastructure.resilience.wait_queue import WaitQueue
 
@@ -28,6 +30,16 @@ class BulkheadConfig(BaseModel, frozen=True, extra="forbid"):
     max_queue: int | None = Field(default=None, ge=0)
     max_wait: float | None = Field(default=None, ge=0)
 
+    def build(
+        self,
+        *,
+        clock: Clock = MONOTONIC,
+        name: str = "service",
+        listeners: Listeners = NO_LISTENERS,
+    ) -> Bulkhead:
+        """Return the bulkhead this config describes."""
+        return Bulkhead(self, clock=clock, name=name, listeners=listeners)
+
 
 class Bulkhead:
     """Slots for calls in flight, served in order of arrival.
@@ -35,14 +47,29 @@ class Bulkhead:
     Args:
         config: Bounds.
         clock: Source of monotonic time.
+        name: Service, used in events.
+        listeners: Told of every change of the limit.
 
     Attributes:
+        clock: As given.
+        name: As given.
+        listeners: As given.
         limit: Calls that may be in flight now.
         in_flight: Calls that are.
     """
 
-    def __init__(self, config: BulkheadConfig, *, clock: Clock = MONOTONIC) -> None:
+    def __init__(
+        self,
+        config: BulkheadConfig,
+        *,
+        clock: Clock = MONOTONIC,
+        name: str = "service",
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
         self.config = config
+        self.clock = clock
+        self.name = name
+        self.listeners = listeners
         self.limit = config.max_concurrent
         self.in_flight = 0
         self._refused = 0
@@ -87,8 +114,14 @@ class Bulkhead:
         """
         if limit < 1:
             raise ConfigurationError(f"a bulkhead needs at least 1 slot, not {limit}")
+        if limit != self.limit:
+            self.listeners(BulkheadResized(self.name, self.limit, limit))
         self.limit = limit
         self._queue.pump()
+
+    def layer(self) -> Layer[Any, Any]:
+        """Return the layer that holds a slot of this bulkhead for each call."""
+        return BulkheadLayer(self, name=self.name, clock=self.clock, listeners=self.listeners)
 
     def snapshot(self) -> dict[str, Any]:
         """Return occupancy and counters as plain JSON types."""
@@ -115,15 +148,30 @@ class BulkheadLayer:
 
     Position: below the rate limiter, so that no slot is held while waiting for a permit; above the
     breaker's permit, so that no half-open probe waits here.
+
+    Args:
+        bulkhead: Shared by all who may overload the same service.
+        name: Service, used in events.
+        clock: Source of monotonic time.
+        listeners: Told of calls that had to wait, or were refused.
     """
 
-    def __init__(self, bulkhead: Bulkhead) -> None:
+    def __init__(
+        self,
+        bulkhead: Bulkhead,
+        *,
+        name: str = "service",
+        clock: Clock = MONOTONIC,
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
         self._bulkhead = bulkhead
+        self._line = LineEvents(name, "bulkhead", listeners, clock)
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
         bulkhead = self._bulkhead
         if not bulkhead.try_acquire():
-            await bulkhead.acquire(max_wait=within_deadline(bulkhead.config.max_wait))
+            max_wait = within_deadline(bulkhead.config.max_wait)
+            await self._line.tell(bulkhead.acquire(max_wait=max_wait))
         try:
             response = await inner.send(request)
         except BaseException:

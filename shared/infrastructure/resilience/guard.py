@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
+from shared.infrastructure.resilience.adaptive_bulkhead import AdaptiveBulkheadConfig
+from shared.infrastructure.resilience.adaptive_timeout import (
+    AdaptiveTimeoutConfig,
+    AdaptiveTimeoutLayer,
+)
+from shared.infrastructure.resilience.bulkhead import BulkheadConfig
 from shared.infrastructure.resilience.circuit_breaker import CircuitBreaker, CircuitBreakerConfig
 from shared.infrastructure.resilience.circuit_layers import CircuitBreakerLayer, CircuitGate
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.events import NO_LISTENERS, Listeners
 from shared.infrastructure.resilience.health_monitor import HealthLayer, HealthMonitor
 from shared.infrastructure.resilience.layer import Layer
+from shared.infrastructure.resilience.limits import AdaptiveRateConfig
 from shared.infrastructure.resilience.rate_limiter import RateLimitConfig, RateLimitLayer
 from shared.infrastructure.resilience.timeout import AttemptTimeoutLayer
 
@@ -26,9 +32,9 @@ class EndpointGuard:
         circuit_breaker: When to stop calling.
         rate_limit: How fast to call.
         bulkhead: How many calls at once.
-        attempt_timeout: Seconds one attempt may take.
+        attempt_timeout: Seconds one attempt may take, or how to find them out.
         clock: Source of monotonic time.
-        listeners: Told of transitions.
+        listeners: Told of what the layers decide.
     """
 
     def __init__(
@@ -37,9 +43,9 @@ class EndpointGuard:
         *,
         health: HealthMonitor,
         circuit_breaker: CircuitBreakerConfig | None,
-        rate_limit: RateLimitConfig | None = None,
-        bulkhead: BulkheadConfig | None = None,
-        attempt_timeout: float | None = None,
+        rate_limit: RateLimitConfig | AdaptiveRateConfig | None = None,
+        bulkhead: BulkheadConfig | AdaptiveBulkheadConfig | None = None,
+        attempt_timeout: float | AdaptiveTimeoutConfig | None = None,
         clock: Clock = MONOTONIC,
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
@@ -51,21 +57,31 @@ class EndpointGuard:
             else None
         )
         self.limiter = rate_limit.build(clock=clock) if rate_limit else None
-        self.bulkhead = Bulkhead(bulkhead, clock=clock) if bulkhead else None
+        self.bulkhead = (
+            bulkhead.build(clock=clock, name=name, listeners=listeners) if bulkhead else None
+        )
         self.layers: list[Layer[Any, Any]] = []
         # Cheap refusals first, then the queues, and only then what a queue must not hold.
         if self.breaker:
             self.layers.append(CircuitGate(self.breaker))
         if self.limiter and rate_limit:
-            self.layers.append(RateLimitLayer(self.limiter, rate_limit.max_wait))
+            self.layers.append(
+                RateLimitLayer(
+                    self.limiter, rate_limit.max_wait, name=name, clock=clock, listeners=listeners
+                )
+            )
         if self.bulkhead:
-            self.layers.append(BulkheadLayer(self.bulkhead))
+            self.layers.append(self.bulkhead.layer())
         if self.breaker:
             self.layers.append(CircuitBreakerLayer(self.breaker))
         self.layers.append(HealthLayer(health, clock=clock))
         if attempt_timeout is not None:
             self.layers.append(
-                AttemptTimeoutLayer(attempt_timeout, name=name, clock=clock, listeners=listeners)
+                AdaptiveTimeoutLayer(attempt_timeout, name=name, clock=clock, listeners=listeners)
+                if isinstance(attempt_timeout, AdaptiveTimeoutConfig)
+                else AttemptTimeoutLayer(
+                    attempt_timeout, name=name, clock=clock, listeners=listeners
+                )
             )
 
     def snapshot(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CallRefusedError
+from shared.infrastructure.resilience.events import NO_LISTENERS, LimiterPaused, Listeners
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
 from shared.infrastructure.resilience.limits import (
     RateLimiter,
@@ -18,6 +19,7 @@ from shared.infrastructure.resilience.limits import (
     SlidingWindow,
     TokenBucket,
 )
+from shared.infrastructure.resilience.line_events import LineEvents
 from shared.infrastructure.resilience.timeout import within_deadline
 
 
@@ -79,17 +81,31 @@ class RateLimitLayer:
         limiter: Shared by all who spend the same quota.
         max_wait: Seconds a call may wait for its permit; None (default) waits as long as the
             caller's deadline allows.
+        name: Service, used in events.
+        clock: Source of monotonic time.
+        listeners: Told of calls that had to wait, or were refused, and of pauses.
     """
 
-    def __init__(self, limiter: RateLimiter, max_wait: float | None = None) -> None:
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        max_wait: float | None = None,
+        *,
+        name: str = "service",
+        clock: Clock = MONOTONIC,
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
         self._limiter = limiter
         self._max_wait = max_wait
+        self._name = name
+        self._listeners = listeners
+        self._line = LineEvents(name, "rate limiter", listeners, clock)
         self._adapts = limiter.adapts
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
         limiter = self._limiter
         if not limiter.try_acquire():
-            await limiter.acquire(max_wait=within_deadline(self._max_wait))
+            await self._line.tell(limiter.acquire(max_wait=within_deadline(self._max_wait)))
         granted_at = limiter.last_granted_at
         try:
             response = await inner.send(request)
@@ -108,5 +124,6 @@ class RateLimitLayer:
     ) -> None:
         verdict = semantics.judge(outcome)
         self._limiter.record(verdict, granted_at=granted_at)
-        if verdict is Verdict.BUSY:
-            self._limiter.pause(semantics.retry_after(outcome) or 0.0)
+        if verdict is Verdict.BUSY and (wait := semantics.retry_after(outcome)):
+            self._limiter.pause(wait)
+            self._listeners(LimiterPaused(self._name, wait))

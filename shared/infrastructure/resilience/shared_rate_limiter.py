@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from shared.infrastructure.resilience.errors import CallRefusedError
+from shared.infrastructure.resilience.events import (
+    NO_LISTENERS,
+    CallRefused,
+    LimiterPaused,
+    Listeners,
+)
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
 from shared.infrastructure.resilience.limits import Reservation
 from shared.infrastructure.resilience.timeout import within_deadline
@@ -33,14 +39,25 @@ class SharedRateLimitLayer:
         limiter: A `RedisLimiter`, or one of this process.
         max_wait: Seconds a call may wait for its permit; None (default) waits as long as the
             caller's deadline allows.
+        name: Service, used in events.
+        listeners: Told of calls that were refused, and of pauses.
     """
 
-    def __init__(self, limiter: ReservingLimiter, max_wait: float | None = None) -> None:
+    def __init__(
+        self,
+        limiter: ReservingLimiter,
+        max_wait: float | None = None,
+        *,
+        name: str = "service",
+        listeners: Listeners = NO_LISTENERS,
+    ) -> None:
         self._limiter = limiter
         self._max_wait = max_wait
+        self._name = name
+        self._listeners = listeners
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
-        permit = await self._limiter.reserve(1.0, max_wait=within_deadline(self._max_wait))
+        permit = await self._permit()
         try:
             response = await inner.send(request)
         except CallRefusedError:
@@ -52,6 +69,17 @@ class SharedRateLimitLayer:
         self._heed(response, inner.semantics)
         return response
 
+    async def _permit(self) -> Reservation:
+        try:
+            return await self._limiter.reserve(1.0, max_wait=within_deadline(self._max_wait))
+        except CallRefusedError as exc:
+            if self._listeners.has_audience:
+                self._listeners(CallRefused(self._name, exc.code, exc.retry_after))
+            raise
+
     def _heed(self, outcome: Res | Exception, semantics: Semantics[Req, Res]) -> None:
-        if semantics.judge(outcome) is Verdict.BUSY:
-            self._limiter.pause(semantics.retry_after(outcome) or 0.0)
+        if semantics.judge(outcome) is not Verdict.BUSY:
+            return
+        if wait := semantics.retry_after(outcome):
+            self._limiter.pause(wait)
+            self._listeners(LimiterPaused(self._name, wait))

@@ -63,3 +63,31 @@ async def test_nobody_is_asked_about_by_the_clock_where_only_a_release_can_tell(
     await clock.advance(3.0)
     assert await call is False
     assert clock.pending == 0
+
+
+async def test_who_loses_patience_leaves_the_middle_of_the_line_at_once() -> None:
+    clock = FakeClock()
+    queue = WaitQueue(lambda _cost: math.inf, lambda _cost: None, clock)
+    patience = [None, 2.0, None]
+    calls = [asyncio.create_task(queue.join(2.0, seconds)) for seconds in patience]
+    await clock.advance()
+    assert (len(queue), queue.queued_cost) == (3, 6.0)
+    for timer in list(clock._timers):
+        if timer[2].callback is not None:
+            timer[2].callback()  # before any task runs
+    assert (len(queue), queue.queued_cost) == (2, 4.0)
+    assert await calls[1] is False
+    for call in calls:
+        call.cancel()
+
+
+async def test_who_is_served_in_time_leaves_no_timer_behind() -> None:
+    clock = FakeClock()
+    bulkhead = Bulkhead(BulkheadConfig(max_concurrent=1), clock=clock)
+    assert bulkhead.try_acquire()
+    call = asyncio.create_task(bulkhead.acquire(max_wait=30.0))
+    await clock.advance()
+    assert clock.pending == 1
+    bulkhead.release()
+    await call
+    assert clock.pending == 0

@@ -124,9 +124,13 @@ class BlockingGuard:
         if self.breaker:
             layers.append(CircuitGate(self.breaker))
         if self.limiter and rate_limit:
-            layers.append(RateLimitLayer(self.limiter, rate_limit.max_wait))
+            layers.append(
+                RateLimitLayer(
+                    self.limiter, rate_limit.max_wait, name=name, clock=time, listeners=listeners
+                )
+            )
         if self.bulkhead:
-            layers.append(BulkheadLayer(self.bulkhead))
+            layers.append(BulkheadLayer(self.bulkhead, name=name, clock=time, listeners=listeners))
         if self.breaker:
             layers.append(CircuitBreakerLayer(self.breaker))
         if self.health:

@@ -65,9 +65,9 @@ class AdaptiveRate(RateLimiter):
     `t` seconds after the fall, where `k` is the time it takes to get back to `w`: fast at first,
     carefully near `w`, boldly beyond it; at most twice the rate at which permits really go.
 
-    Two things differ from the source. Answers to calls that began before the latest fall are no
-    news, or a hundred calls in flight would bring the rate down a hundred times. And a pause is no
-    time to grow in.
+    Three things differ from the source. Answers to calls that began before the latest fall are no
+    news, or a hundred calls in flight would bring the rate down a hundred times. A pause is no
+    time to grow in. And a burst is measured at once, not as part of the quiet time before it.
 
     It has to hear of outcomes, from `RateLimitLayer` or through `record`. Any span of T seconds
     sees at most `max(burst_size, max_rate / 10) + max_rate * T` permits.
@@ -213,20 +213,21 @@ class _Meter:
     def __init__(self, now: float) -> None:
         self._slice = int(now * _SLICES_PER_SECOND)
         self._count = 0.0
-        self._smoothed: float | None = None
+        self._smoothed = 0.0
 
     @property
     def rate(self) -> float:
-        """Permits per second; before the first slice is over, what is in it by its length."""
-        if self._smoothed is None:
-            return self._count * _SLICES_PER_SECOND
-        return self._smoothed
+        """Permits per second; never less than what has gone in the slice that is not over yet.
+
+        Without that, a burst after a quiet time would be taken for the quiet time.
+        """
+        return max(self._smoothed, self._count * _SLICES_PER_SECOND)
 
     def add(self, cost: float, now: float) -> None:
         self._count += cost
         current = int(now * _SLICES_PER_SECOND)
         if current > self._slice:
             latest = max(0.0, self._count) * _SLICES_PER_SECOND / (current - self._slice)
-            self._smoothed = _WEIGHT * latest + (1 - _WEIGHT) * (self._smoothed or 0.0)
+            self._smoothed = _WEIGHT * latest + (1 - _WEIGHT) * self._smoothed
             self._count = 0.0
             self._slice = current
