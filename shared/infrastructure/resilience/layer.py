@@ -279,18 +279,22 @@ def summary(error: BaseException) -> str:
     return whole if len(whole) <= _LONGEST_SUMMARY else whole[: _LONGEST_SUMMARY - 1] + "…"
 
 
+# Bound once: they are read on every call.
+_OK, _VOID = Verdict.OK, Verdict.VOID
+
+
 class PlainCall:
     """Semantics of an ordinary coroutine: a value is success, any exception is failure."""
 
     def judge(self, outcome: object) -> Verdict:
         if not isinstance(outcome, BaseException):
-            return Verdict.OK
+            return _OK
         if isinstance(outcome, (CallRefusedError, DeadlineExceededError)):
-            return Verdict.VOID
-        return Verdict.FAILED if isinstance(outcome, Exception) else Verdict.VOID
+            return _VOID
+        return Verdict.FAILED if isinstance(outcome, Exception) else _VOID
 
     def watch(self, response: Res, settle: Settle) -> Res:
-        settle(Verdict.OK)
+        settle(_OK)
         return response
 
     def retry_after(self, outcome: object) -> float | None:
