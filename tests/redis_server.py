@@ -5,6 +5,7 @@ The server comes with the test packages, as a wheel; REDIS_SERVER names another 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -110,3 +111,23 @@ def most_within(instants: Sequence[tuple[float, float]], span: float) -> float:
             first += 1
         most = max(most, total)
     return most
+
+
+async def granted(limiter: RedisLimiter, cost: float = 1.0) -> float:
+    """Return the instant of the server, in microseconds, at which a permit is granted."""
+    await limiter.acquire(cost)
+    return limiter._last_granted_at
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what sets no event."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.001)
+
+
+async def talked(limiter: RedisLimiter) -> None:
+    """Wait until Redis has been told everything."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await until(lambda: limiter._talk is not None and limiter._talk.done())

@@ -38,8 +38,12 @@ from shared.infrastructure.resilience import (
     FallbackLayer,
     HedgeConfig,
     HedgeLayer,
+    RedisConfig,
+    RedisLimiter,
+    RedisStore,
     RetryBudgetConfig,
     SingleFlight,
+    TokenBucket,
     TrendConfig,
 )
 
@@ -58,6 +62,7 @@ CONFIGS: dict[str, list[type[Any]]] = {
     "rate-limiter.md": [RateLimitConfig, AdaptiveRateConfig],
     "retry-budget.md": [RetryBudgetConfig],
     "retry.md": [RetryConfig],
+    "shared-rate-limiter.md": [RedisConfig],
     "timeout.md": [AdaptiveTimeoutConfig],
 }
 
@@ -109,6 +114,9 @@ def snapshots() -> dict[str, dict[str, Any]]:
         "llm-client.md": pool.get_status(),
         "rate-limiter.md": AdaptiveRate().snapshot(),
         "retry-budget.md": RetryBudget().snapshot(),
+        "shared-rate-limiter.md": RedisLimiter(
+            "a", TokenBucket(1.0), RedisStore(RedisConfig(url="redis://a"))
+        ).snapshot(),
         "single-flight.md": SingleFlight[str, str]().snapshot(),
         "stack.md": CallStats().snapshot(),
     }

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from shared.infrastructure.resilience.events import LimiterStoreChanged
 from shared.infrastructure.resilience.limits.redis_limiter import RedisLimiter
 from shared.infrastructure.resilience.limits.redis_scripts import TOKEN_BUCKET
 from shared.infrastructure.resilience.limits.redis_store import RedisConfig, RedisStore
-from tests.redis_server import RedisServer, most_within, processes, serving_redis
+from tests.redis_server import RedisServer, most_within, processes, serving_redis, until
 
 ROOT = Path(__file__).parents[2]
 # What a limiter is given in these tests to wait for an answer; enough on a busy machine.
@@ -45,12 +45,6 @@ class Notes:
         assert isinstance(event, LimiterStoreChanged)
         self.shared.append(event.available)
         self.reasons.append(event.reason)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
-            await asyncio.sleep(0.001)
 
 
 def plenty() -> TokenBucket:
@@ -246,6 +240,17 @@ async def test_a_wrong_password_is_an_error_and_not_a_limit_that_is_none(
     assert "right" not in repr(RedisConfig(url=url))
 
 
+async def test_a_database_or_a_key_that_cannot_be_used_is_an_error(redis: RedisServer) -> None:
+    async with RedisStore(RedisConfig(url=f"{redis.redis_url}/99", timeout=PATIENCE)) as store:
+        with pytest.raises(ConfigurationError, match="check url"):
+            await RedisLimiter("test", plenty(), store).acquire()
+    with redis.admin() as admin:
+        admin.set("morgan:bucket:{test}", "something else")
+    async with processes(redis, 1, plenty, timeout=PATIENCE) as (limiter,):
+        with pytest.raises(ConfigurationError, match="WRONGTYPE"):
+            await limiter.acquire()
+
+
 async def test_a_redis_that_appears_and_wants_a_password_is_an_error_from_then_on(
     redis: RedisServer,
 ) -> None:
@@ -281,6 +286,19 @@ async def test_a_limiter_ends_with_its_store(redis: RedisServer) -> None:
         await limiter.acquire()
     with pytest.raises(ConfigurationError, match="closed"):
         await waiter
+
+
+async def test_whoever_waits_for_an_answer_when_the_store_is_closed_is_told_so(
+    redis: RedisServer,
+) -> None:
+    with redis.admin() as admin:
+        async with processes(redis, 1, plenty, timeout=60.0) as (limiter,):
+            await limiter.acquire()
+            admin.client_pause(60000)
+            waiter = asyncio.create_task(limiter.acquire())
+            await until(lambda: bool(limiter._store._tasks))
+        with pytest.raises(ConfigurationError, match="closed"):
+            await waiter
 
 
 HAMMER = """

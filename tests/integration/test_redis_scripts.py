@@ -221,3 +221,42 @@ def test_debts_are_waited_off_but_what_was_granted_without_redis_only_empties_a_
     reply = limit.ask(1, debt=4, patience=0)
     owing = 3 * INTERVAL if script is TOKEN_BUCKET else 2 * INTERVAL
     assert reply.answers[0] == pytest.approx(owing, abs=NEAR)
+
+
+def test_a_refund_makes_a_bucket_no_emptier_either(redis: Redis) -> None:
+    limit = Limit(redis, TOKEN_BUCKET, 1)
+    first = limit.ask(0.5)
+    limit.ask(0.25)
+    assert limit.ask(0.2, refunds=[(0.1, first.now)]).answers == [0]
+
+
+def test_nothing_is_given_in_advance_to_a_line_with_others_before_it(redis: Redis) -> None:
+    for _ in range(100):
+        limit = Limit(redis, TOKEN_BUCKET, 10, 10e3)
+        first = limit.ask(10)
+        limit.ask(8, line="b")
+        reply = limit.ask(1, line="c", refunds=[(4, first.now)])
+        if not reply.answers and reply.now < first.now + 30e3:
+            break
+    else:
+        raise AssertionError("this machine is too slow")
+    assert reply.place == 0
+    assert reply.turn == pytest.approx(first.now + 50e3, abs=3)
+
+
+def test_a_window_spaces_what_follows_a_pause_and_knows_what_was_given_back(redis: Redis) -> None:
+    limit = Limit(redis, SLIDING_WINDOW, 2)
+    limit.ask(pause=1)
+    first = limit.ask(1)
+    assert first.answers == [0]
+    wait = limit.ask(1, patience=0).answers[0]
+    assert wait == pytest.approx(INTERVAL, abs=NEAR)
+    assert limit.ask(1, refunds=[(1, first.now)]).answers == [0]
+
+
+def test_the_estimate_behind_a_line_is_never_too_long(redis: Redis) -> None:
+    limit = Limit(redis, SLIDING_WINDOW, 2)
+    limit.ask(1)
+    assert limit.ask(2, line="b").turn > 0
+    reply = limit.ask(1, line="c")
+    assert reply.turn - reply.now == pytest.approx(2 * INTERVAL, abs=NEAR)

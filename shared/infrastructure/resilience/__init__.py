@@ -57,6 +57,7 @@ from shared.infrastructure.resilience.events import (
     HedgeSettled,
     HedgeSkipped,
     LimiterPaused,
+    LimiterStoreChanged,
     Listener,
     Listeners,
     RetryGivenUp,
@@ -95,6 +96,8 @@ from shared.infrastructure.resilience.limits import (
     SlidingWindow,
     TokenBucket,
 )
+from shared.infrastructure.resilience.limits.redis_limiter import RedisLimiter
+from shared.infrastructure.resilience.limits.redis_store import RedisConfig, RedisStore
 from shared.infrastructure.resilience.observe import CallStats, ObserveLayer
 from shared.infrastructure.resilience.rate_limiter import (
     RateLimitConfig,
@@ -103,6 +106,7 @@ from shared.infrastructure.resilience.rate_limiter import (
 )
 from shared.infrastructure.resilience.retry import RetryConfig, RetryLayer
 from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig
+from shared.infrastructure.resilience.shared_rate_limiter import SharedRateLimitLayer
 from shared.infrastructure.resilience.single_flight import SingleFlight
 from shared.infrastructure.resilience.timeout import (
     AttemptTimeoutLayer,
@@ -153,6 +157,7 @@ __all__ = [
     "HedgeSettled",
     "HedgeSkipped",
     "LimiterPaused",
+    "LimiterStoreChanged",
     "Listener",
     "Listeners",
     "RetryGivenUp",
@@ -183,10 +188,15 @@ __all__ = [
     "SlidingCounter",
     "SlidingWindow",
     "TokenBucket",
+    "RedisConfig",
+    "RedisLimiter",
+    "RedisStore",
     # rate_limiter.py
     "RateLimitConfig",
     "RateLimitLayer",
     "RateLimitStrategy",
+    # shared_rate_limiter.py
+    "SharedRateLimitLayer",
     # retry.py
     "RetryConfig",
     "RetryLayer",

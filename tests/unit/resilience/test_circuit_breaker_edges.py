@@ -5,21 +5,16 @@ import random
 import pytest
 
 from shared.infrastructure.resilience import (
-    PLAIN_CALL,
     CircuitBreaker,
     CircuitBreakerConfig,
-    CircuitBreakerLayer,
-    CircuitGate,
     CircuitOpenError,
     CircuitState,
     CircuitStateChanged,
     Event,
     Listeners,
     Verdict,
-    stack,
 )
-from shared.infrastructure.resilience.layer import PlainCall
-from shared.infrastructure.testing import FakeClock, ScriptedSend
+from shared.infrastructure.testing import FakeClock
 
 OK, FAILED = Verdict.OK, Verdict.FAILED
 
@@ -75,6 +70,7 @@ def test_every_counter_counts_what_it_names() -> None:
     snapshot = breaker.snapshot()
     assert (snapshot["failure_count"], snapshot["failure_threshold"]) == (1, 2)
     assert (snapshot["window_calls"], snapshot["window_failures"]) == (2, 1)
+    clock.stall(16.0)
     breaker.admit().settle(FAILED)
     clock.stall(4.0)
     for refused in (1, 2):
@@ -314,43 +310,51 @@ def test_to_reset_forgets_the_rounds_that_failed() -> None:
     assert not breaker.admit().is_probe
 
 
-class Patient(PlainCall):
-    """Answers that are bad, and say how long to wait."""
-
-    def judge(self, outcome: object) -> Verdict:
-        return FAILED if outcome == "bad" else super().judge(outcome)
-
-    def retry_after(self, outcome: object) -> float | None:
-        return 30.0 if outcome in {"bad", "good"} else None
-
-
-@pytest.mark.parametrize(
-    ("obeys", "answer", "state"),
-    [(True, "bad", "open"), (False, "bad", "closed"), (True, "good", "closed")],
-)
-async def test_a_failed_answer_with_a_wait_opens_at_once_if_that_is_to_be_obeyed(
-    obeys: bool, answer: str, state: str
-) -> None:
+def test_closing_begins_the_rounds_anew() -> None:
     clock = FakeClock()
-    config = CircuitBreakerConfig(obey_retry_after=obeys)
-    breaker = CircuitBreaker("x", config, clock=clock)
-    send = stack(ScriptedSend([answer]), CircuitBreakerLayer(breaker), semantics=Patient())
-    assert await send("x") == answer
-    assert breaker.state.value == state
-    assert breaker.snapshot()["retry_after"] == (30.0 if state == "open" else None)
+    config = CircuitBreakerConfig(failure_threshold=1, success_threshold=1, timeout=8.0)
+    breaker = tripped(config, clock, share=1.0)
+    for verdict, wait in [(FAILED, 16.0), (OK, None), (FAILED, 8.0), (FAILED, 16.0)]:
+        clock.stall(breaker.snapshot()["retry_after"] or 0.0)
+        breaker.admit().settle(verdict)
+        assert breaker.snapshot()["retry_after"] == wait
+        if verdict is OK:
+            assert breaker.snapshot()["failed_rounds"] == 0
 
 
-async def test_the_gate_refuses_without_sending_and_lets_probes_pass() -> None:
+def test_a_success_leaves_room_for_as_many_probes_as_are_still_missing() -> None:
     clock = FakeClock()
-    breaker = tripped(CircuitBreakerConfig(timeout=8.0), clock)
-    script = ScriptedSend(["ok"])
-    send = stack(script, CircuitGate(breaker), semantics=PLAIN_CALL)
-    with pytest.raises(CircuitOpenError) as refused:
-        await send("x")
-    assert (refused.value.service, refused.value.retry_after) == ("orders", 8.0)
-    assert script.requests == []
+    config = CircuitBreakerConfig(
+        failure_threshold=1, success_threshold=2, timeout=8.0, half_open_max_calls=3
+    )
+    breaker = tripped(config, clock)
     clock.stall(8.0)
-    assert await send("x") == "ok"
+    breaker.admit().settle(OK)
     breaker.admit()
-    with pytest.raises(CircuitOpenError, match="half_open: every probe is taken"):
-        await send("x")
+    with pytest.raises(CircuitOpenError, match="every probe is taken"):
+        breaker.admit()
+
+
+def test_what_has_left_the_window_is_not_reported_although_nothing_came_after_it() -> None:
+    clock = FakeClock()
+    breaker = CircuitBreaker("x", CircuitBreakerConfig(window_seconds=8.0), clock=clock)
+    breaker.admit().settle(OK)
+    assert breaker.snapshot()["window_calls"] == 1
+    clock.stall(100.0)
+    assert breaker.snapshot()["window_calls"] == 0
+
+
+def test_without_a_name_it_guards_the_service() -> None:
+    assert CircuitBreaker(clock=FakeClock()).name == "service"
+
+
+def test_a_ramp_may_begin_in_the_first_second_of_a_clock() -> None:
+    clock = FakeClock(0.0)
+    config = CircuitBreakerConfig(
+        failure_threshold=1, success_threshold=1, timeout=0.5, ramp_up=10.0
+    )
+    breaker = tripped(config, clock, share=0.9)
+    clock.stall(0.5)
+    breaker.admit().settle(OK)
+    with pytest.raises(CircuitOpenError, match="little by little"):
+        breaker.admit()

@@ -1,5 +1,6 @@
 """Every config: frozen, without unknown fields, with the defaults and ranges it documents."""
 
+import math
 from typing import Any
 
 import pytest
@@ -59,6 +60,22 @@ DEFAULTS: dict[Config, dict[str, Any]] = {
         "percentile": 0.95,
         "min_samples": 20,
         "window": 60.0,
+        "busy_pause": 1.0,
+    },
+    HealthConfig: {
+        "interval": 30.0,
+        "jitter": 0.1,
+        "timeout": 5.0,
+        "time_constant": 10.0,
+        "minimum_calls": 10,
+        "unhealthy_after": 3,
+        "unhealthy_error_rate": 0.5,
+        "recovered_error_rate": 0.25,
+        "degraded_error_rate": 0.05,
+        "degraded_response_time": 5.0,
+        "healthy_after": 2,
+        "dwell": 5.0,
+        "history": 100,
     },
     RetryBudgetConfig: {
         "capacity": 100.0,
@@ -107,6 +124,29 @@ ENDS: list[tuple[Config, str, float, float]] = [
     (HedgeConfig, "percentile", 0.99, 1.0),
     (HedgeConfig, "min_samples", 1, 0),
     (HedgeConfig, "window", 0.01, 0.0),
+    (HedgeConfig, "busy_pause", 0.0, -0.01),
+    (HealthConfig, "interval", 0.01, 0.0),
+    (HealthConfig, "interval", 1e9, math.inf),
+    (HealthConfig, "edge_interval", 0.01, 0.0),
+    (HealthConfig, "edge_interval", 1e9, math.inf),
+    (HealthConfig, "jitter", 0.0, -0.01),
+    (HealthConfig, "jitter", 1.0, 1.01),
+    (HealthConfig, "timeout", 0.01, 0.0),
+    (HealthConfig, "timeout", 1e9, math.inf),
+    (HealthConfig, "time_constant", 0.01, 0.0),
+    (HealthConfig, "time_constant", 1e9, math.inf),
+    (HealthConfig, "minimum_calls", 1, 0),
+    (HealthConfig, "unhealthy_after", 1, 0),
+    (HealthConfig, "unhealthy_error_rate", 1.0, 1.01),
+    (HealthConfig, "recovered_error_rate", 0.01, 0.0),
+    (HealthConfig, "recovered_error_rate", 0.5, 1.01),
+    (HealthConfig, "degraded_error_rate", 0.01, 0.0),
+    (HealthConfig, "degraded_error_rate", 1.0, 1.01),
+    (HealthConfig, "degraded_response_time", 0.01, 0.0),
+    (HealthConfig, "healthy_after", 1, 0),
+    (HealthConfig, "dwell", 0.0, -0.01),
+    (HealthConfig, "dwell", 1e9, math.inf),
+    (HealthConfig, "history", 1, 0),
     (RetryBudgetConfig, "cost", 0.01, 0.0),
     (RetryBudgetConfig, "throttle_cost", 0.01, 0.0),
     (RetryBudgetConfig, "success_refund", 0.0, -0.01),
@@ -151,3 +191,15 @@ def test_a_budget_may_be_as_small_as_one_retry_and_not_smaller_than_nothing() ->
     assert RetryBudgetConfig(capacity=0.5, cost=0.5, throttle_cost=0.5).capacity == 0.5
     with pytest.raises(ValidationError, match="capacity"):
         RetryBudgetConfig(capacity=0.0, cost=0.5, throttle_cost=0.5)
+
+
+def test_a_window_of_calls_may_be_as_short_as_its_minimum() -> None:
+    assert CircuitBreakerConfig(window_calls=1, minimum_calls=1).window_calls == 1
+    with pytest.raises(ValidationError, match="window_calls"):
+        CircuitBreakerConfig(window_calls=0, minimum_calls=1)
+
+
+def test_what_makes_a_service_unhealthy_may_be_what_it_recovers_from() -> None:
+    assert HealthConfig(unhealthy_error_rate=0.25).recovered_error_rate == 0.25
+    with pytest.raises(ValidationError, match="at most"):
+        HealthConfig(unhealthy_error_rate=0.24)

@@ -214,3 +214,27 @@ async def test_a_cancelled_call_is_counted_apart_and_its_error_time_is_real() ->
     snapshot = stats.snapshot()
     assert (snapshot["cancelled_count"], snapshot["error_count"], stats.in_flight) == (1, 1, 0)
     assert snapshot["average_response_time"] == 3.0
+
+
+def test_a_verdict_has_a_plain_name() -> None:
+    assert [verdict.value for verdict in Verdict] == ["ok", "failed", "busy", "void"]
+
+
+def test_every_layer_of_the_stack_below_is_looked_at() -> None:
+    below = stack(
+        ScriptedSend(["ok"]),
+        ObserveLayer(CallStats()),
+        DeadlineLayer(1.0),
+        semantics=PLAIN_CALL,
+    )
+    with pytest.warns(LayerOrderWarning, match="DeadlineLayer"):
+        stack(below, RetryLayer(RetryConfig()), semantics=PLAIN_CALL)
+
+
+def test_each_thing_that_is_wrong_with_a_stack_has_a_line_of_its_own() -> None:
+    with pytest.warns(LayerOrderWarning) as caught:
+        ChainLayer(RetryLayer(RetryConfig()), DeadlineLayer(1.0), DeadlineLayer(2.0))
+    lines = str(caught[0].message).split("\n")
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("RetryLayer stands above DeadlineLayer: ")

@@ -114,6 +114,23 @@ async def test_waiters_are_served_in_order_at_the_rate_of_the_limit(nowhere: Red
         assert served == [1, 2, 3, 5, 6, 7, 8, 9]
 
 
+async def test_a_permit_handed_over_in_the_tick_of_a_cancellation_is_given_back(
+    nowhere: RedisConfig,
+) -> None:
+    clock = FakeClock()
+    async with RedisStore(nowhere, clock=clock) as store:
+        limiter = await alone(RedisLimiter("test", TokenBucket(10.0, 1, clock=clock), store))
+        waiter = asyncio.create_task(limiter.acquire())
+        await clock.advance(0.0)
+        clock._now += 10.0
+        limiter._serve()  # the permit is granted, the waiter has not run yet
+        waiter.cancel()
+        await clock.advance(0.0)
+        assert waiter.cancelled()
+        assert limiter.snapshot()["granted"] == 1
+        assert limiter.utilization == 0.0
+
+
 async def test_known_lateness_is_refused_at_once_and_a_pause_makes_more_of_it(
     nowhere: RedisConfig,
 ) -> None:
@@ -174,3 +191,17 @@ async def test_a_line_refuses_exactly_those_whose_turn_is_too_late() -> None:
     assert error.retry_after == pytest.approx(8.0)
     assert line.queued_cost == 3.0
     assert line.refused == 1
+
+
+async def test_a_waiter_that_was_cancelled_is_neither_granted_nor_refused() -> None:
+    line = Line()
+    futures = [line.join(1.0, 5.0) for _ in range(3)]
+    for future in futures[:2]:
+        future.cancel()
+    head = line.head
+    assert head is not None
+    assert head[0] is futures[2]
+    assert not line.grant(futures[0], 1.0)
+    line.refuse(futures[1], 1.0)
+    assert line.refused == 0
+    assert len(line) == 1

@@ -1,0 +1,74 @@
+"""What hedging counts and tells when no hedge goes."""
+
+import asyncio
+
+import pytest
+
+from shared.infrastructure.resilience import (
+    PLAIN_CALL,
+    Event,
+    HedgeConfig,
+    HedgeLayer,
+    Listeners,
+    RetryBudget,
+    RetryBudgetConfig,
+    stack,
+)
+from shared.infrastructure.resilience.events import HedgeSkipped
+from shared.infrastructure.resilience.hedge import HedgePolicy
+from shared.infrastructure.testing import FakeClock, ScriptedSend
+
+
+def test_a_hedge_that_may_not_go_is_counted_and_told_with_its_reason() -> None:
+    clock, told = FakeClock(), list[Event]()
+    budget = RetryBudget(RetryBudgetConfig(capacity=10, min_retries_per_second=0), clock=clock)
+    policy = HedgePolicy(
+        HedgeConfig(delay=1.0), budget=budget, clock=clock, listeners=Listeners([told.append])
+    )
+    assert policy.try_hedge()
+    assert not policy.try_hedge()
+    policy.hold_off(5.0)
+    assert not policy.try_hedge()
+    snapshot = policy.snapshot()
+    assert (snapshot["hedged_count"], snapshot["skipped_count"]) == (1, 2)
+    assert [event for event in told if isinstance(event, HedgeSkipped)] == [
+        HedgeSkipped("service", "budget"),
+        HedgeSkipped("service", "busy"),
+    ]
+
+
+def test_to_hold_off_ends_at_its_very_end() -> None:
+    clock = FakeClock()
+    policy = HedgePolicy(HedgeConfig(delay=1.0), clock=clock)
+    policy.hold_off()
+    clock.stall(0.5)
+    assert not policy.try_hedge()
+    clock.stall(0.5)
+    assert policy.try_hedge()
+
+
+async def test_a_call_that_is_not_hedged_passes_on_its_answer_or_error_and_wins_nothing() -> None:
+    layer = HedgeLayer(HedgeConfig(), clock=FakeClock())
+    error = KeyError("theirs")
+    send = stack(ScriptedSend(["ok", error]), layer, semantics=PLAIN_CALL)
+    assert await send("x") == "ok"
+    with pytest.raises(KeyError) as caught:
+        await send("x")
+    assert caught.value is error
+    snapshot = layer.snapshot()
+    assert (snapshot["hedged_count"], snapshot["won_count"]) == (0, 0)
+
+
+async def test_a_cancelled_caller_leaves_no_timer_for_a_hedge() -> None:
+    clock = FakeClock()
+
+    async def hang(_request: str) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    layer = HedgeLayer(HedgeConfig(delay=5.0), clock=clock)
+    call = asyncio.ensure_future(stack(hang, layer, semantics=PLAIN_CALL)("x"))
+    await clock.advance(1.0)
+    assert clock.pending == 1
+    call.cancel()
+    await clock.advance()
+    assert clock.pending == 0
