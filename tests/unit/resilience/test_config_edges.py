@@ -1,11 +1,13 @@
 """Every config: frozen, without unknown fields, with the defaults and ranges it documents."""
 
+import inspect
 import math
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from shared.infrastructure import resilience
 from shared.infrastructure.resilience import (
     BulkheadConfig,
     CircuitBreakerConfig,
@@ -15,6 +17,7 @@ from shared.infrastructure.resilience import (
     RetryBudgetConfig,
     RetryConfig,
 )
+from shared.infrastructure.resilience.trip_rules import TripConfig
 
 Config = type[BaseModel]
 REQUIRED: dict[Config, dict[str, Any]] = {
@@ -28,6 +31,7 @@ CONFIGS: list[Config] = [
     HedgeConfig,
     RetryBudgetConfig,
     RetryConfig,
+    TripConfig,
 ]
 
 DEFAULTS: dict[Config, dict[str, Any]] = {
@@ -64,6 +68,7 @@ DEFAULTS: dict[Config, dict[str, Any]] = {
     },
     HealthConfig: {
         "interval": 30.0,
+        "edge_interval": 1.0,
         "jitter": 0.1,
         "timeout": 5.0,
         "time_constant": 10.0,
@@ -203,3 +208,17 @@ def test_what_makes_a_service_unhealthy_may_be_what_it_recovers_from() -> None:
     assert HealthConfig(unhealthy_error_rate=0.25).recovered_error_rate == 0.25
     with pytest.raises(ValidationError, match="at most"):
         HealthConfig(unhealthy_error_rate=0.24)
+
+
+def test_what_is_given_no_name_speaks_of_the_service() -> None:
+    classes = [thing for thing in vars(resilience).values() if inspect.isclass(thing)]
+    makers = [vars(kind)["__init__"] for kind in classes if "__init__" in vars(kind)]
+    defaults = {
+        maker.__qualname__.removesuffix(".__init__"): parameter.default
+        for maker in [*makers, BulkheadConfig.build]
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if name == "name" and parameter.default is not inspect.Parameter.empty
+    }
+    assert {"Bulkhead", "BulkheadConfig.build", "HedgeLayer", "RateLimitLayer"} <= set(defaults)
+    assert defaults.pop("SingleFlight") == "flight"
+    assert set(defaults.values()) == {"service"}

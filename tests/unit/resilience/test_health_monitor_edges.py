@@ -11,6 +11,7 @@ from shared.infrastructure.resilience import (
     HealthLayer,
     HealthMonitor,
     HealthStatus,
+    Verdict,
     stack,
 )
 from shared.infrastructure.testing import FakeClock
@@ -81,6 +82,17 @@ def test_quick_successes_weigh_in_as_soon_as_somebody_looks() -> None:
             mean = sum(expected) / len(expected)
             assert monitor.snapshot()["recent_response_time"] == pytest.approx(mean)
             assert monitor.snapshot()["error_rate"] == 0.0
+
+
+def test_a_failure_right_after_successes_is_none_of_them_and_a_void_is_nothing() -> None:
+    clock = FakeClock(0.0)
+    monitor = HealthMonitor(clock=clock)
+    for verdict in (Verdict.OK, Verdict.OK, Verdict.VOID, Verdict.FAILED, Verdict.BUSY):
+        monitor.settle(1.0, clock.now(), verdict)
+    snapshot = monitor.snapshot()
+    assert snapshot["checks"] == 4
+    assert snapshot["error_rate"] == pytest.approx(0.25)
+    assert snapshot["uptime_percentage"] == 75.0
 
 
 def test_the_first_outcome_is_all_there_is() -> None:

@@ -69,6 +69,8 @@ async def test_a_cancelled_caller_leaves_no_timer_for_a_hedge() -> None:
     call = asyncio.ensure_future(stack(hang, layer, semantics=PLAIN_CALL)("x"))
     await clock.advance(1.0)
     assert clock.pending == 1
+    assert len(layer._tasks) == 1  # the event loop would not hold it
     call.cancel()
     await clock.advance()
     assert clock.pending == 0
+    assert not layer._tasks

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import tenacity
 
 from shared.infrastructure.resilience import (
     Event,
@@ -101,4 +102,22 @@ async def test_a_wait_that_ends_with_the_deadline_is_not_begun(
     assert len(retrying.script.requests) == requests
     assert isinstance(error, KeyError)
     assert retrying.reasons(RetryGivenUp) == ["deadline"]
+    assert len(error.__notes__) == 1
+
+
+async def test_a_stop_condition_alone_counts_time_from_the_first_attempt_and_leaves_a_note() -> (
+    None
+):
+    config = RetryConfig(
+        max_retries=9,
+        jitter=False,
+        base_delay=2.0,
+        max_delay=2.0,
+        stop=tenacity.stop_after_delay(5.0),
+    )
+    retrying = Retrying([KeyError("x")], config)
+    error = await retrying.call()
+    assert isinstance(error, KeyError)
+    assert len(retrying.script.requests) == 4  # after 0, 2, 4 and 6 seconds
+    assert retrying.reasons(RetryGivenUp) == ["stop"]
     assert len(error.__notes__) == 1
