@@ -17,6 +17,8 @@ from shared.infrastructure.http.errors import (
 )
 from shared.infrastructure.http.semantics import HTTP, HTTPSemantics
 from shared.infrastructure.http.transport import ResilientTransport
+from shared.infrastructure.http.wire.errors import StaleConnectionError
+from shared.infrastructure.http.wire.transport import WireTransport
 
 __all__ = [
     # config.py
@@ -39,6 +41,9 @@ __all__ = [
     "HTTPSemantics",
     # transport.py
     "ResilientTransport",
+    # wire
+    "StaleConnectionError",
+    "WireTransport",
     # client.py
     "EnhancedHTTPClient",
 ]
