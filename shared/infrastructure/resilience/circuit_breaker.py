@@ -222,20 +222,20 @@ class CircuitBreaker:
 
     def force_open(self) -> None:
         """Refuse every call until `reset`."""
-        self._enter(CircuitState.FORCED_OPEN, "switched by hand")
+        self._switch(CircuitState.FORCED_OPEN)
 
     def disable(self) -> None:
         """Let every call through and count nothing until `reset`."""
-        self._enter(CircuitState.DISABLED, "switched by hand")
+        self._switch(CircuitState.DISABLED)
 
     def metrics_only(self) -> None:
         """Let every call through and count when it would have opened, until `reset`."""
-        self._enter(CircuitState.METRICS_ONLY, "switched by hand")
+        self._switch(CircuitState.METRICS_ONLY)
 
     def reset(self) -> None:
         """Close, forget everything, and go by the rules again."""
         self._failed_rounds = 0
-        self._enter(CircuitState.CLOSED, "switched by hand")
+        self._switch(CircuitState.CLOSED)
 
     def snapshot(self) -> dict[str, Any]:
         """Return state, counters and times as plain JSON types; times are seconds."""
@@ -259,6 +259,10 @@ class CircuitBreaker:
             "seconds_in_state": now - self._changed_at,
             "retry_after": self._retry_after(),
         }
+
+    def _switch(self, state: CircuitState) -> None:
+        self._ramp_began = 0.0
+        self._enter(state, "switched by hand")
 
     def _settle_probe(self, probe: Permit, verdict: Verdict) -> None:
         if probe not in self._probes:

@@ -245,3 +245,19 @@ def test_a_refusal_is_an_event_that_says_when_to_come_back() -> None:
     with pytest.raises(CircuitOpenError):
         breaker.admit()
     assert told[1:] == [CallRefused("orders", "circuit_open", retry_after=6.0)]
+
+
+@pytest.mark.parametrize("switch", ["metrics_only", "reset", "disable"])
+def test_a_switch_by_hand_ends_the_ramp(switch: str) -> None:
+    clock = FakeClock()
+    config = CircuitBreakerConfig(
+        failure_threshold=1, success_threshold=1, timeout=1.0, ramp_up=100.0
+    )
+    breaker = CircuitBreaker("x", config, clock=clock)
+    breaker.admit().settle(Verdict.FAILED)
+    clock.stall(1.0)
+    breaker.admit().settle(Verdict.OK)
+    getattr(breaker, switch)()
+    for _ in range(100):
+        breaker.admit().settle(Verdict.OK)
+    assert breaker.snapshot()["refused_count"] == 0
