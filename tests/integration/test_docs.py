@@ -3,8 +3,6 @@
 import dataclasses
 import enum
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ from shared.infrastructure.resilience import (
     TokenBucket,
     TrendConfig,
 )
+from tests.snippets import run_example
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -127,17 +126,7 @@ def test_the_examples_of_a_page_run(page: str) -> None:
     examples = re.findall(r"```python\n(.*?)```", text(page), flags=re.DOTALL)
     assert examples
     for example in examples:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", example],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
-        assert done.stderr == ""
+        run_example(example)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,13 +1,12 @@
 """What the README shows is run as it stands, against real hosts on other ports."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from examples.demo.processes import LlamaHost
+from tests.snippets import run_example
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,17 +17,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_an_example_runs(example: str, llama_hosts: list[LlamaHost]) -> None:
     for port, host in zip((8080, 8081), llama_hosts, strict=False):
         example = example.replace(f"127.0.0.1:{port}", f"127.0.0.1:{host.port}")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert done.stderr == ""
+    run_example(example)
 
 
 def test_there_are_three_examples() -> None:

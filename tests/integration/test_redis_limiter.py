@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -28,7 +28,6 @@ from tests.redis_server import (
     granted,
     most_within,
     processes,
-    serving_redis,
     talked,
     until,
 )
@@ -51,19 +50,6 @@ def slow() -> TokenBucket:
 
 
 both = pytest.mark.parametrize("limit", [bucket, window])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with serving_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> RedisServer:
-    with server.admin() as admin:
-        admin.flushall()
-    return server
 
 
 @both

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from shared.infrastructure.resilience import ConfigurationError, SlidingWindow, TokenBucket
 from shared.infrastructure.resilience.limits import redis_limiter
 from shared.infrastructure.resilience.limits.redis_scripts import Script
-from tests.redis_server import RedisServer, granted, processes, serving_redis, talked, until
+from tests.redis_server import RedisServer, granted, processes, talked, until
 
 
 def slow() -> TokenBucket:
@@ -21,19 +21,6 @@ def slow() -> TokenBucket:
 def soon() -> TokenBucket:
     """Return a bucket that, once empty, gives out a permit of 2 or less in advance."""
     return TokenBucket(50.0, burst=2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with serving_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def redis(server: RedisServer) -> RedisServer:
-    with server.admin() as admin:
-        admin.flushall()
-    return server
 
 
 def lines(server: RedisServer) -> int:

@@ -26,7 +26,6 @@ from shared.infrastructure.balancing.streaming import Exchange, Recovery, opened
 from shared.infrastructure.http import ConnectionPoolConfig, TimeoutConfig
 from shared.infrastructure.http.client import (
     TRACE,
-    budget_status,
     native_timeout,
     native_transport,
 )
@@ -53,6 +52,7 @@ from shared.infrastructure.resilience import (
     ServiceError,
     stack,
 )
+from shared.infrastructure.resilience.guard import status_of
 from shared.infrastructure.resilience.retry_budget import budget_of
 from shared.infrastructure.resilience.trace import trace_call
 from shared.models.llm import LLMChunk
@@ -277,7 +277,7 @@ class DistributedLLMClient:
         return {
             "running": not self._is_stopped,
             "available_hosts": [h.name for h in self._hosts if h.enabled and not h.is_open],
-            "retry_budget": budget_status(self._budget),
+            "retry_budget": status_of(self._budget),
             **self.get_metrics(),
         }
 

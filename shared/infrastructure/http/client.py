@@ -38,6 +38,7 @@ from shared.infrastructure.resilience import (
     RetryLayer,
     Verdict,
 )
+from shared.infrastructure.resilience.guard import status_of
 from shared.infrastructure.resilience.retry_budget import budget_of
 from shared.infrastructure.resilience.trace import trace_call
 
@@ -181,7 +182,7 @@ class EnhancedHTTPClient(httpx.AsyncClient):
             "base_url": str(self.base_url),
             **self._stats.snapshot(),
             **self._guard.snapshot(),
-            "retry_budget": budget_status(self._budget),
+            "retry_budget": status_of(self._budget),
         }
 
     async def check_health(self) -> dict[str, Any]:
@@ -263,11 +264,6 @@ def native_timeout(config: TimeoutConfig) -> httpx.Timeout:
     return httpx.Timeout(
         connect=config.connect, read=config.read, write=config.write, pool=config.pool
     )
-
-
-def budget_status(budget: RetryBudget | None) -> dict[str, Any]:
-    """Return the snapshot of a budget; of one that is switched off, `{"enabled": False}`."""
-    return {"enabled": True, **budget.snapshot()} if budget else {"enabled": False}
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

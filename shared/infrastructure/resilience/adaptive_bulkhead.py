@@ -110,7 +110,7 @@ class AdaptiveBulkhead(Bulkhead):
         config: Bounds and pace.
         clock: Source of monotonic time.
         name: Service, used in events.
-        listeners: Told of every change of the limit.
+        listeners: Told of every change of the limit, and of calls that wait or are refused.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class AdaptiveBulkhead(Bulkhead):
             self._move(0.5 * self._estimate)
 
     def layer(self) -> Layer[Any, Any]:
-        return AdaptiveBulkheadLayer(self, name=self.name, listeners=self.listeners)
+        return AdaptiveBulkheadLayer(self)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what every bulkhead does, and the latencies (s), None while they are unknown."""
@@ -221,19 +221,11 @@ class AdaptiveBulkheadLayer:
 
     Args:
         bulkhead: Shared by all who may overload the same service.
-        name: Service, used in events.
-        listeners: Told of calls that had to wait, or were refused.
     """
 
-    def __init__(
-        self,
-        bulkhead: AdaptiveBulkhead,
-        *,
-        name: str = "service",
-        listeners: Listeners = NO_LISTENERS,
-    ) -> None:
+    def __init__(self, bulkhead: AdaptiveBulkhead) -> None:
         self._bulkhead = bulkhead
-        self._line = LineEvents(name, "bulkhead", listeners, bulkhead.clock)
+        self._line = LineEvents(bulkhead.name, "bulkhead", bulkhead.listeners, bulkhead.clock)
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
         bulkhead = self._bulkhead

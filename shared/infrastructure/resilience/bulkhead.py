@@ -48,7 +48,7 @@ class Bulkhead:
         config: Bounds.
         clock: Source of monotonic time.
         name: Service, used in events.
-        listeners: Told of every change of the limit.
+        listeners: Told of every change of the limit, and of calls that wait or are refused.
 
     Attributes:
         clock: As given.
@@ -121,7 +121,7 @@ class Bulkhead:
 
     def layer(self) -> Layer[Any, Any]:
         """Return the layer that holds a slot of this bulkhead for each call."""
-        return BulkheadLayer(self, name=self.name, clock=self.clock, listeners=self.listeners)
+        return BulkheadLayer(self)
 
     def snapshot(self) -> dict[str, Any]:
         """Return occupancy and counters as plain JSON types."""
@@ -151,21 +151,11 @@ class BulkheadLayer:
 
     Args:
         bulkhead: Shared by all who may overload the same service.
-        name: Service, used in events.
-        clock: Source of monotonic time.
-        listeners: Told of calls that had to wait, or were refused.
     """
 
-    def __init__(
-        self,
-        bulkhead: Bulkhead,
-        *,
-        name: str = "service",
-        clock: Clock = MONOTONIC,
-        listeners: Listeners = NO_LISTENERS,
-    ) -> None:
+    def __init__(self, bulkhead: Bulkhead) -> None:
         self._bulkhead = bulkhead
-        self._line = LineEvents(name, "bulkhead", listeners, clock)
+        self._line = LineEvents(bulkhead.name, "bulkhead", bulkhead.listeners, bulkhead.clock)
 
     async def __call__(self, request: Req, inner: Inner[Req, Res]) -> Res:
         bulkhead = self._bulkhead

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from shared.infrastructure.resilience.adaptive_bulkhead import AdaptiveBulkheadConfig
 from shared.infrastructure.resilience.adaptive_timeout import (
@@ -19,6 +19,19 @@ from shared.infrastructure.resilience.layer import Layer
 from shared.infrastructure.resilience.limits import AdaptiveRateConfig
 from shared.infrastructure.resilience.rate_limiter import RateLimitConfig, RateLimitLayer
 from shared.infrastructure.resilience.timeout import AttemptTimeoutLayer
+
+
+class Part(Protocol):
+    """Anything that can say how it is doing."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return its state as plain JSON types."""
+        ...
+
+
+def status_of(part: Part | None) -> dict[str, Any]:
+    """Return the snapshot of a part; of one that is switched off, `{"enabled": False}`."""
+    return {"enabled": False} if part is None else {"enabled": True, **part.snapshot()}
 
 
 class EndpointGuard:
@@ -91,9 +104,6 @@ class EndpointGuard:
             "rate_limiter": self.limiter,
             "bulkhead": self.bulkhead,
         }
-        status: dict[str, Any] = {
-            name: {"enabled": True, **part.snapshot()} if part else {"enabled": False}
-            for name, part in parts.items()
-        }
+        status: dict[str, Any] = {name: status_of(part) for name, part in parts.items()}
         status["health"] = self.health.snapshot()
         return status

@@ -27,7 +27,12 @@ from shared.infrastructure.resilience.events import (
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res
 
 
-def _checked(seconds: float) -> float:
+def finite_limit(seconds: float) -> float:
+    """Return `seconds` if they can limit a time.
+
+    Raises:
+        ConfigurationError: They are not a finite number above 0.
+    """
     if not 0.0 < seconds < math.inf:
         raise ConfigurationError(
             f"a time limit must be a finite number of seconds above 0, not {seconds}; "
@@ -114,6 +119,15 @@ def within_deadline(seconds: float | None) -> float | None:
     return left if seconds is None else min(seconds, left)
 
 
+def shorten_deadline(seconds: float, clock: Clock) -> Token[tuple[Clock, float] | None] | None:
+    """Put a deadline in force, unless that in force is sooner; return how to undo it."""
+    # What is left is compared, not the instants: those of two clocks have nothing in common.
+    left = remaining_time()
+    if left is not None and left <= seconds:
+        return None
+    return current_deadline.set((clock, clock.now() + seconds))
+
+
 class deadline:  # noqa: N801 - a context manager, named like `asyncio.timeout`
     """Bound everything inside an `async with` block, calls of this SDK included.
 
@@ -130,7 +144,7 @@ class deadline:  # noqa: N801 - a context manager, named like `asyncio.timeout`
 
     def __init__(self, seconds: float, *, clock: Clock = MONOTONIC) -> None:
         self._clock = clock
-        self._seconds = _checked(seconds)
+        self._seconds = finite_limit(seconds)
         self._limit = TimeLimit(seconds, DeadlineExceededError, "the call", clock)
         self._token: Token[tuple[Clock, float] | None] | None = None
 
@@ -141,10 +155,7 @@ class deadline:  # noqa: N801 - a context manager, named like `asyncio.timeout`
 
     async def __aenter__(self) -> None:
         self._limit.__enter__()
-        # What is left is compared, not the instants: those of two clocks have nothing in common.
-        left = remaining_time()
-        if left is None or self._seconds < left:
-            self._token = current_deadline.set((self._clock, self._clock.now() + self._seconds))
+        self._token = shorten_deadline(self._seconds, self._clock)
 
     async def __aexit__(
         self,
@@ -179,7 +190,7 @@ class DeadlineLayer:
         clock: Clock = MONOTONIC,
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
-        self._seconds = _checked(seconds)
+        self._seconds = finite_limit(seconds)
         self._name = name
         self._clock = clock
         self._listeners = listeners
@@ -216,7 +227,7 @@ class AttemptTimeoutLayer:
         clock: Clock = MONOTONIC,
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
-        self._seconds = _checked(seconds)
+        self._seconds = finite_limit(seconds)
         self._name = name
         self._clock = clock
         self._listeners = listeners

@@ -34,13 +34,14 @@ Make = Callable[[FakeClock, Listeners], Layer[float, str]]
 
 
 def bulkhead(clock: FakeClock, heard: Listeners) -> Layer[float, str]:
-    slots = Bulkhead(BulkheadConfig(max_concurrent=1, max_wait=4.0), clock=clock)
-    return BulkheadLayer(slots, name="db", clock=clock, listeners=heard)
+    config = BulkheadConfig(max_concurrent=1, max_wait=4.0)
+    return BulkheadLayer(Bulkhead(config, clock=clock, name="db", listeners=heard))
 
 
 def adaptive_bulkhead(clock: FakeClock, heard: Listeners) -> Layer[float, str]:
     config = AdaptiveBulkheadConfig(initial_concurrent=1, max_wait=4.0)
-    return AdaptiveBulkheadLayer(AdaptiveBulkhead(config, clock=clock), name="db", listeners=heard)
+    slots = AdaptiveBulkhead(config, clock=clock, name="db", listeners=heard)
+    return AdaptiveBulkheadLayer(slots)
 
 
 @pytest.mark.parametrize("make", [bulkhead, adaptive_bulkhead])

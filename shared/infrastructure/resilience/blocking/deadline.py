@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from contextvars import Token
 from types import TracebackType
 
 from shared.infrastructure.resilience.blocking.clock import THREADS, BlockingClock
 from shared.infrastructure.resilience.blocking.course import LayerClock
 from shared.infrastructure.resilience.clock import Clock
-from shared.infrastructure.resilience.errors import ConfigurationError
-from shared.infrastructure.resilience.timeout import current_deadline, remaining_time
+from shared.infrastructure.resilience.timeout import (
+    current_deadline,
+    finite_limit,
+    shorten_deadline,
+)
 
 
 class blocking_deadline:  # noqa: N801 - a context manager, named like `deadline`
@@ -32,18 +34,12 @@ class blocking_deadline:  # noqa: N801 - a context manager, named like `deadline
     """
 
     def __init__(self, seconds: float, *, clock: BlockingClock = THREADS) -> None:
-        if not 0.0 < seconds < math.inf:
-            raise ConfigurationError(
-                f"a time limit must be a finite number of seconds above 0, not {seconds}"
-            )
-        self._seconds = seconds
+        self._seconds = finite_limit(seconds)
         self._clock = LayerClock(clock)
         self._token: Token[tuple[Clock, float] | None] | None = None
 
     def __enter__(self) -> None:
-        left = remaining_time()
-        if left is None or self._seconds < left:
-            self._token = current_deadline.set((self._clock, self._clock.now() + self._seconds))
+        self._token = shorten_deadline(self._seconds, self._clock)
 
     def __exit__(
         self,

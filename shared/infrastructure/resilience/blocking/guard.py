@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from shared.infrastructure.resilience.blocking.clock import THREADS, BlockingClock
 from shared.infrastructure.resilience.blocking.course import Course, LayerClock, Outside
 from shared.infrastructure.resilience.blocking.lines import ThreadBulkhead, ThreadLimiter
-from shared.infrastructure.resilience.bulkhead import BulkheadConfig, BulkheadLayer
+from shared.infrastructure.resilience.bulkhead import BulkheadConfig
 from shared.infrastructure.resilience.circuit_breaker import CircuitBreaker, CircuitBreakerConfig
 from shared.infrastructure.resilience.circuit_layers import CircuitBreakerLayer, CircuitGate
 from shared.infrastructure.resilience.errors import ConfigurationError, DeadlineExceededError
 from shared.infrastructure.resilience.events import NO_LISTENERS, Listeners
+from shared.infrastructure.resilience.guard import status_of
 from shared.infrastructure.resilience.health_monitor import HealthConfig, HealthLayer, HealthMonitor
 from shared.infrastructure.resilience.layer import (
     Inner,
@@ -112,7 +113,9 @@ class BlockingGuard:
             else None
         )
         self.limiter = ThreadLimiter(rate_limit.build(clock=time), time) if rate_limit else None
-        self.bulkhead = ThreadBulkhead(bulkhead, time) if bulkhead else None
+        self.bulkhead = (
+            ThreadBulkhead(bulkhead, time, name=name, listeners=listeners) if bulkhead else None
+        )
         self.budget = RetryBudget(retry_budget, clock=time) if retry_budget else None
         self.health = (
             HealthMonitor(name, None, health, clock=time, rng=rng, listeners=listeners)
@@ -130,7 +133,7 @@ class BlockingGuard:
                 )
             )
         if self.bulkhead:
-            layers.append(BulkheadLayer(self.bulkhead, name=name, clock=time, listeners=listeners))
+            layers.append(self.bulkhead.layer())
         if self.breaker:
             layers.append(CircuitBreakerLayer(self.breaker))
         if self.health:
@@ -208,10 +211,7 @@ class BlockingGuard:
             "health": self.health,
         }
         with self.lock:
-            return {
-                name: {"enabled": True, **part.snapshot()} if part else {"enabled": False}
-                for name, part in parts.items()
-            }
+            return {name: status_of(part) for name, part in parts.items()}
 
 
 class _ThreadCall(PlainCall):

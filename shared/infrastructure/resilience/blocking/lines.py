@@ -9,6 +9,7 @@ from collections.abc import Callable
 from shared.infrastructure.resilience.blocking.clock import ThreadEvent
 from shared.infrastructure.resilience.blocking.course import LayerClock
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig
+from shared.infrastructure.resilience.events import Listeners
 from shared.infrastructure.resilience.limits import AllOf, RateLimiter
 from shared.infrastructure.resilience.wait_queue import WaitQueue
 
@@ -83,8 +84,12 @@ class ThreadBulkhead(Bulkhead):
     Args:
         config: Bounds.
         clock: How to wait.
+        name: As for `Bulkhead`.
+        listeners: As for `Bulkhead`.
     """
 
-    def __init__(self, config: BulkheadConfig, clock: LayerClock) -> None:
-        super().__init__(config, clock=clock)
+    def __init__(
+        self, config: BulkheadConfig, clock: LayerClock, *, name: str, listeners: Listeners
+    ) -> None:
+        super().__init__(config, clock=clock, name=name, listeners=listeners)
         self._queue = ThreadQueue(self._take, self._give_back, clock)

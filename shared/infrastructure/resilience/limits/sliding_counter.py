@@ -6,7 +6,6 @@ import math
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import ConfigurationError
-from shared.infrastructure.resilience.limits.limiter import TOLERANCE, RateLimiter
 from shared.infrastructure.resilience.limits.sliding_window import SlidingWindow
 
 
@@ -37,18 +36,6 @@ class SlidingCounter(SlidingWindow):
             raise ConfigurationError(f"slices must be at least 1, not {slices}")
         self._slice = window / slices
         self._slice_ends = -math.inf
-
-    def try_acquire(self, cost: float = 1.0) -> bool:
-        now = self._now()
-        if self._line or now < self._free_from or now < self._ramp.until:
-            return RateLimiter.try_acquire(self, cost)
-        self._expire(now)
-        if self._used + cost > self.limit + TOLERANCE:
-            return False
-        self._spend(cost, now)
-        self._granted: float = self._granted + cost
-        self.last_granted_at = now
-        return True
 
     def _spend(self, cost: float, now: float) -> None:
         log = self._log

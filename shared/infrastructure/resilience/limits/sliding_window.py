@@ -52,8 +52,7 @@ class SlidingWindow(RateLimiter):
         self._expire(now)
         if self._used + cost > self.limit + TOLERANCE:
             return False
-        self._log.append((now, cost))
-        self._used += cost
+        self._spend(cost, now)
         self._granted += cost
         self.last_granted_at = now
         return True
