@@ -179,15 +179,17 @@ class AdaptiveBulkhead(Bulkhead):
             self._unloaded = latency
             self._probing = False
             self._begin_round()
-            return
-        goal = self._estimate * self._gradient(latency, self._unloaded) + self.bounds.queue
+        else:
+            self._follow(latency, self._unloaded)
+
+    def _follow(self, latency: float, unloaded: float) -> None:
+        goal = self._estimate * self._gradient(latency, unloaded) + self.bounds.queue
         if self._round.most_in_flight < self._estimate / 2:
             goal = min(goal, self._estimate)
-            self._unloaded += _WEIGHT * (latency - self._unloaded)
+            unloaded += _WEIGHT * (latency - unloaded)
         else:
             self._rounds += 1
-        if self._unloaded > 2.0 * latency:
-            self._unloaded *= 0.95
+        self._unloaded = unloaded * 0.95 if unloaded > 2.0 * latency else unloaded
         if self._rounds >= _ROUNDS_BETWEEN_PROBES:
             self._rounds = 0
             self._probing = True

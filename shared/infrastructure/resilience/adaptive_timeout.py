@@ -48,7 +48,7 @@ class AdaptiveTimeoutConfig(BaseModel, frozen=True, extra="forbid"):
     """
 
     maximum: float = Field(gt=0, allow_inf_nan=False)
-    minimum: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    minimum: float = Field(default=0.1, gt=0)
     percentile: float = Field(default=0.99, gt=0, lt=1)
     factor: float = Field(default=2.0, ge=1, allow_inf_nan=False)
     min_samples: int = Field(default=50, ge=1)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, model_validator
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import ConfigurationError
 from shared.infrastructure.resilience.events import NO_LISTENERS, HealthStatusChanged, Listeners
+from shared.infrastructure.resilience.histogram import percentile
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Verdict
 from shared.infrastructure.resilience.timeout import deadline
 
@@ -208,8 +209,8 @@ class HealthMonitor:
             "recent_response_time": self._recent.response_time if count else None,
             "response_time": self._history[-1][1] if count else None,
             "average_response_time": sum(times) / count if count else None,
-            "response_time_p50": _percentile(times, 50) if count else None,
-            "response_time_p95": _percentile(times, 95) if count else None,
+            "response_time_p50": percentile(times, 50) if count else None,
+            "response_time_p95": percentile(times, 95) if count else None,
             "consecutive_failures": self._failures_in_row,
             "uptime_percentage": 100.0 * sum(ok for ok, _ in self._history) / count
             if count
@@ -316,11 +317,6 @@ class _FadingTotals:
         self.calls = self.calls * kept + calls
         self._failures = self._failures * kept + failures
         self._time = self._time * kept + time
-
-
-def _percentile(ordered: list[float], percent: int) -> float:
-    """Return the smallest value that `percent` of the values do not exceed."""
-    return ordered[-(-percent * len(ordered) // 100) - 1]
 
 
 @Position.COUNT

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import accumulate
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Return the smallest of some sorted values that `percent` of them do not exceed."""
+    return ordered[-(-percent * len(ordered) // 100) - 1]
 
 
 class RotatingHistogram:

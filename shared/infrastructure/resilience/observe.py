@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from typing import Any
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import CallRefusedError
+from shared.infrastructure.resilience.histogram import percentile
 from shared.infrastructure.resilience.layer import Inner, Req, Res, Verdict
 
 # Bound once: both are read on every call.
 _OK, _VOID = Verdict.OK, Verdict.VOID
+_KEPT = 1000
+_PERCENTS = (50, 90, 95, 99)
 
 
 class CallStats:
-    """Running totals; every update is O(1)."""
+    """Running totals, and the latencies of the last 1000 calls; every update is O(1)."""
 
-    __slots__ = ("_total_time", "cancelled", "errors", "in_flight", "ok", "refused")
+    __slots__ = (
+        *("_failures", "_latest", "_total_time"),
+        *("cancelled", "errors", "in_flight", "ok", "refused"),
+    )
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -24,23 +31,32 @@ class CallStats:
         self.refused = 0
         self.cancelled = 0
         self._total_time = 0.0
+        self._latest: deque[float] = deque(maxlen=_KEPT)
+        self._failures: Counter[str] = Counter()
 
     @property
     def requests(self) -> int:
         """Calls that have ended with an answer, an error or a refusal; cancelled ones excluded."""
         return self.ok + self.errors
 
-    def settle(self, ok: bool, elapsed: float) -> None:
-        """Count one call that has ended, and the seconds it took."""
+    def settle(self, ok: bool, elapsed: float, failure: str = "") -> None:
+        """Count one call that has ended, the seconds it took, and the kind of its failure."""
         if ok:
             self.ok += 1
         else:
             self.errors += 1
+            if failure:
+                self._failures[failure] += 1
         self._total_time += elapsed
+        self._latest.append(elapsed)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return counts, `error_rate` (0.0 to 1.0) and mean seconds as plain JSON types."""
+        """Return counts, `error_rate` (0.0 to 1.0) and seconds as plain JSON types.
+
+        Percentiles are those of the last 1000 calls, None before the first.
+        """
         requests = self.requests
+        ordered = sorted(self._latest)
         return {
             "request_count": requests,
             "error_count": self.errors,
@@ -49,6 +65,11 @@ class CallStats:
             "in_flight": self.in_flight,
             "error_rate": self.errors / requests if requests else 0.0,
             "average_response_time": self._total_time / requests if requests else 0.0,
+            **{
+                f"response_time_p{percent}": percentile(ordered, percent) if ordered else None
+                for percent in _PERCENTS
+            },
+            "failures": dict(self._failures.most_common()),
         }
 
 
@@ -71,7 +92,7 @@ class ObserveLayer:
         except Exception as exc:
             stats.in_flight -= 1
             stats.refused += isinstance(exc, CallRefusedError)
-            stats.settle(False, now() - began)
+            stats.settle(False, now() - began, getattr(exc, "code", type(exc).__name__))
             raise
         except BaseException:
             stats.in_flight -= 1
@@ -82,7 +103,15 @@ class ObserveLayer:
             stats.in_flight -= 1
             if verdict is _VOID:
                 stats.cancelled += 1
+            elif verdict is _OK:
+                stats.settle(True, now() - began)
             else:
-                stats.settle(verdict is _OK, now() - began)
+                stats.settle(False, now() - began, _failure(request, response, inner))
 
         return inner.semantics.watch(response, over)
+
+
+def _failure(request: Req, response: Res, inner: Inner[Req, Res]) -> str:
+    if inner.semantics.judge(response) is _OK:
+        return "body"  # its head was fine
+    return inner.semantics.describe(request, response)

@@ -116,7 +116,6 @@ class Trend:
         old one, its silence was enough before the first answer.
         """
         self._score = 0.0
-        self._waiting.clear()
         self._latencies = 0
         self._log_latency = self._variance = 0.0
 

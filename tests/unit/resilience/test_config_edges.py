@@ -9,6 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from shared.infrastructure import resilience
 from shared.infrastructure.resilience import (
+    AdaptiveBulkheadConfig,
+    AdaptiveRateConfig,
+    AdaptiveTimeoutConfig,
     BulkheadConfig,
     CircuitBreakerConfig,
     HealthConfig,
@@ -16,6 +19,7 @@ from shared.infrastructure.resilience import (
     RateLimitConfig,
     RetryBudgetConfig,
     RetryConfig,
+    TrendConfig,
 )
 from shared.infrastructure.resilience.trip_rules import TripConfig
 
@@ -23,18 +27,41 @@ Config = type[BaseModel]
 REQUIRED: dict[Config, dict[str, Any]] = {
     BulkheadConfig: {"max_concurrent": 2},
     RateLimitConfig: {"requests_per_second": 10.0},
+    AdaptiveTimeoutConfig: {"maximum": 10.0},
 }
 CONFIGS: list[Config] = [
     *REQUIRED,
+    AdaptiveBulkheadConfig,
+    AdaptiveRateConfig,
     CircuitBreakerConfig,
     HealthConfig,
     HedgeConfig,
     RetryBudgetConfig,
     RetryConfig,
+    TrendConfig,
     TripConfig,
 ]
 
 DEFAULTS: dict[Config, dict[str, Any]] = {
+    AdaptiveBulkheadConfig: {
+        "initial_concurrent": 20,
+        "min_concurrent": 1,
+        "max_concurrent": 200,
+        "tolerance": 1.5,
+        "queue": 4,
+        "smoothing": 0.5,
+        "max_queue": None,
+        "max_wait": None,
+    },
+    AdaptiveRateConfig: {
+        "initial_rate": None,
+        "min_rate": 0.5,
+        "max_rate": None,
+        "burst_size": 1,
+        "beta": 0.7,
+        "scale": 0.4,
+        "max_wait": 60.0,
+    },
     BulkheadConfig: {"max_queue": None, "max_wait": None},
     RateLimitConfig: {
         "burst_size": None,
@@ -58,6 +85,14 @@ DEFAULTS: dict[Config, dict[str, Any]] = {
         "ramp_up": 0.0,
         "obey_retry_after": False,
     },
+    AdaptiveTimeoutConfig: {
+        "minimum": 0.1,
+        "percentile": 0.99,
+        "factor": 2.0,
+        "min_samples": 50,
+        "window": 300.0,
+    },
+    TrendConfig: {"lasting": 3.0, "evidence": 12.0},
     HedgeConfig: {
         "delay": None,
         "max_hedges": 1,
@@ -102,6 +137,26 @@ DEFAULTS: dict[Config, dict[str, Any]] = {
 
 # The end of a range: a value that is accepted, and one just outside.
 ENDS: list[tuple[Config, str, float, float]] = [
+    (AdaptiveBulkheadConfig, "initial_concurrent", 1, 0),
+    (AdaptiveBulkheadConfig, "min_concurrent", 1, 0),
+    (AdaptiveBulkheadConfig, "tolerance", 1.0, 0.99),
+    (AdaptiveBulkheadConfig, "tolerance", 1e9, math.inf),
+    (AdaptiveBulkheadConfig, "queue", 1, 0),
+    (AdaptiveBulkheadConfig, "smoothing", 0.01, 0.0),
+    (AdaptiveBulkheadConfig, "smoothing", 1.0, 1.01),
+    (AdaptiveBulkheadConfig, "max_queue", 0, -1),
+    (AdaptiveBulkheadConfig, "max_wait", 0.0, -0.01),
+    (AdaptiveRateConfig, "initial_rate", 1e9, math.inf),
+    (AdaptiveRateConfig, "min_rate", 0.01, 0.0),
+    (AdaptiveRateConfig, "min_rate", 1e9, math.inf),
+    (AdaptiveRateConfig, "max_rate", 0.5, 0.0),
+    (AdaptiveRateConfig, "max_rate", 1e9, math.inf),
+    (AdaptiveRateConfig, "burst_size", 1, 0),
+    (AdaptiveRateConfig, "beta", 0.01, 0.0),
+    (AdaptiveRateConfig, "beta", 0.99, 1.0),
+    (AdaptiveRateConfig, "scale", 0.01, 0.0),
+    (AdaptiveRateConfig, "scale", 1e9, math.inf),
+    (AdaptiveRateConfig, "max_wait", 0.0, -0.01),
     (BulkheadConfig, "max_concurrent", 1, 0),
     (BulkheadConfig, "max_queue", 0, -1),
     (BulkheadConfig, "max_wait", 0.0, -0.01),
@@ -123,6 +178,21 @@ ENDS: list[tuple[Config, str, float, float]] = [
     (CircuitBreakerConfig, "half_open_max_calls", 1, 0),
     (CircuitBreakerConfig, "probe_lease", 0.01, 0.0),
     (CircuitBreakerConfig, "ramp_up", 0.0, -0.01),
+    (AdaptiveTimeoutConfig, "maximum", 0.5, 0.0),
+    (AdaptiveTimeoutConfig, "maximum", 1e9, math.inf),
+    (AdaptiveTimeoutConfig, "minimum", 0.01, 0.0),
+    (AdaptiveTimeoutConfig, "minimum", 10.0, math.inf),
+    (AdaptiveTimeoutConfig, "percentile", 0.01, 0.0),
+    (AdaptiveTimeoutConfig, "percentile", 0.99, 1.0),
+    (AdaptiveTimeoutConfig, "factor", 1.0, 0.99),
+    (AdaptiveTimeoutConfig, "factor", 1e9, math.inf),
+    (AdaptiveTimeoutConfig, "min_samples", 1, 0),
+    (AdaptiveTimeoutConfig, "window", 0.01, 0.0),
+    (AdaptiveTimeoutConfig, "window", 1e9, math.inf),
+    (TrendConfig, "lasting", 0.01, 0.0),
+    (TrendConfig, "lasting", 1e9, math.inf),
+    (TrendConfig, "evidence", 0.01, 0.0),
+    (TrendConfig, "evidence", 1e9, math.inf),
     (HedgeConfig, "delay", 0.0, -0.01),
     (HedgeConfig, "max_hedges", 1, 0),
     (HedgeConfig, "percentile", 0.01, 0.0),
@@ -215,7 +285,7 @@ def test_what_is_given_no_name_speaks_of_the_service() -> None:
     makers = [vars(kind)["__init__"] for kind in classes if "__init__" in vars(kind)]
     defaults = {
         maker.__qualname__.removesuffix(".__init__"): parameter.default
-        for maker in [*makers, BulkheadConfig.build]
+        for maker in [*makers, BulkheadConfig.build, AdaptiveBulkheadConfig.build]
         for name, parameter in inspect.signature(maker).parameters.items()
         if name == "name" and parameter.default is not inspect.Parameter.empty
     }

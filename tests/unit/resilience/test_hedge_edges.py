@@ -1,6 +1,7 @@
 """What hedging counts and tells when no hedge goes."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -12,10 +13,12 @@ from shared.infrastructure.resilience import (
     Listeners,
     RetryBudget,
     RetryBudgetConfig,
+    Verdict,
     stack,
 )
 from shared.infrastructure.resilience.events import HedgeSkipped
 from shared.infrastructure.resilience.hedge import HedgePolicy
+from shared.infrastructure.resilience.layer import PlainCall
 from shared.infrastructure.testing import FakeClock, ScriptedSend
 
 
@@ -74,3 +77,44 @@ async def test_a_cancelled_caller_leaves_no_timer_for_a_hedge() -> None:
     await clock.advance()
     assert clock.pending == 0
     assert not layer._tasks
+
+
+async def test_an_answer_that_is_discarded_without_trouble_is_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG", "shared.infrastructure.resilience.hedge")
+    clock = FakeClock()
+
+    async def answer_in_time_for_both(_request: str) -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await clock.sleep(2.0)
+        return "ok"
+
+    layer = HedgeLayer(HedgeConfig(delay=1.0), clock=clock)
+    call = asyncio.ensure_future(stack(answer_in_time_for_both, layer, semantics=PLAIN_CALL)("x"))
+    await clock.advance(10.0)
+    assert call.result() == "ok"
+    assert not caplog.records
+
+
+class FatalError(BaseException):
+    """No mere exception."""
+
+
+@pytest.mark.parametrize("error", [KeyError("no words"), FatalError()])
+async def test_what_reading_an_answer_raises_is_the_callers_alone(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(PlainCall):
+        def judge(self, outcome: object) -> Verdict:
+            raise error
+
+    caplog.set_level("DEBUG", "shared.infrastructure.resilience.hedge")
+    clock = FakeClock()
+    layer = HedgeLayer(HedgeConfig(delay=1.0), clock=clock)
+    call = asyncio.ensure_future(stack(ScriptedSend(["ok"]), layer, semantics=Broken())("x"))
+    await clock.advance()
+    assert call.done()
+    assert call.exception() is error
+    assert not caplog.records
+    assert clock.pending == 0

@@ -25,7 +25,7 @@ from shared.infrastructure.resilience import (
     describe,
     stack,
 )
-from shared.infrastructure.resilience.layer import summary
+from shared.infrastructure.resilience.layer import PlainCall, summary
 from shared.infrastructure.resilience.observe import CallStats
 from shared.infrastructure.testing import FakeClock, ScriptedSend
 
@@ -162,6 +162,20 @@ class _Endless:
         return None
 
 
+class PoliteCall(PlainCall):
+    """A call whose answer may be that the service is busy."""
+
+    def judge(self, outcome: object) -> Verdict:
+        return Verdict.BUSY if outcome == "busy" else super().judge(outcome)
+
+    def watch(self, response: Any, settle: Any) -> Any:
+        settle(self.judge(response))
+        return response
+
+    def describe(self, request: object, outcome: object) -> str:
+        return f"{outcome}!"
+
+
 async def test_a_call_counts_by_how_its_answer_ends_and_for_as_long_as_that_takes() -> None:
     clock, stats, semantics = FakeClock(), CallStats(), _Endless()
     script = ScriptedSend(["a", "b", "c", ServiceError("d"), BulkheadFullError("e")])
@@ -183,7 +197,34 @@ async def test_a_call_counts_by_how_its_answer_ends_and_for_as_long_as_that_take
         "in_flight": 0,
         "error_rate": 0.75,
         "average_response_time": 1.0,
+        "response_time_p50": 0.0,
+        "response_time_p90": 2.0,
+        "response_time_p95": 2.0,
+        "response_time_p99": 2.0,
+        "failures": {"body": 1, "service_error": 1, "bulkhead_full": 1},
     }
+
+
+async def test_failures_are_named_and_the_commonest_comes_first() -> None:
+    stats = CallStats()
+    script = ScriptedSend([KeyError(), "busy", "busy"])
+    semantics = PoliteCall()
+    send = stack(script, ObserveLayer(stats), semantics=semantics)
+    with pytest.raises(KeyError):
+        await send("x")
+    for _ in range(2):
+        await send("x")
+    assert list(stats.snapshot()["failures"].items()) == [("busy!", 2), ("KeyError", 1)]
+
+
+async def test_percentiles_are_those_of_the_last_1000_calls() -> None:
+    stats = CallStats()
+    for seconds in (0.0, *range(1, 1001)):
+        stats.settle(ok=True, elapsed=float(seconds))
+    snapshot = stats.snapshot()
+    named = {percent: snapshot[f"response_time_p{percent}"] for percent in (50, 90, 95, 99)}
+    assert named == {50: 500.0, 90: 900.0, 95: 950.0, 99: 990.0}
+    assert snapshot["failures"] == {}
 
 
 async def test_nothing_has_happened_before_the_first_call() -> None:
@@ -195,6 +236,11 @@ async def test_nothing_has_happened_before_the_first_call() -> None:
         "in_flight": 0,
         "error_rate": 0.0,
         "average_response_time": 0.0,
+        "response_time_p50": None,
+        "response_time_p90": None,
+        "response_time_p95": None,
+        "response_time_p99": None,
+        "failures": {},
     }
 
 

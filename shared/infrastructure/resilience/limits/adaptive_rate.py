@@ -87,7 +87,6 @@ class AdaptiveRate(RateLimiter):
         rate = self._fastest if self.config.initial_rate is None else self.config.initial_rate
         super().__init__(clock, rate=rate, ramp_time=0.0)
         self._meter = _Meter(clock.now())
-        self._look_at = clock.now()
         # Permits missing in the bucket at an instant; in the future after a pause.
         self._missing = 0.0
         self._missing_at = clock.now()
@@ -135,15 +134,12 @@ class AdaptiveRate(RateLimiter):
             self._grow(now)
 
     def pause_until(self, instant: float) -> None:
-        standstill = instant - max(self._paused_until, self._now())
-        if standstill > 0.0:
-            self._since += standstill
+        self._since += max(0.0, instant - max(self._paused_until, self._now()))
         super().pause_until(instant)
 
     def ramp(self, start: float) -> None:
-        if self.rate < math.inf:
-            self._missing = max(self._level(start), self._depth)
-            self._missing_at = self._emptied_at = start
+        self._missing = max(self._level(start), self._depth)
+        self._missing_at = self._emptied_at = start
 
     def snapshot(self) -> dict[str, Any]:
         """Return what every limiter does, and `rate`, None while it is unlimited."""
@@ -160,8 +156,7 @@ class AdaptiveRate(RateLimiter):
         self._fell_at = now
         self._since = max(now, self._paused_until)
         self._change(self._too_fast * self.config.beta, now)
-        self.ramp(now)
-        self._queue.pump()
+        self.ramp(self._missing_at)
 
     def _grow(self, now: float) -> None:
         elapsed = max(0.0, now - self._since)
@@ -173,8 +168,7 @@ class AdaptiveRate(RateLimiter):
             self._queue.pump()
 
     def _change(self, rate: float, now: float) -> None:
-        at = max(now, self._missing_at)
-        self._missing, self._missing_at = self._level(at), at
+        self._refill(now)
         self.rate = max(self.config.min_rate, min(rate, self._fastest))
         self._depth = self._deepest(self.rate)
         self.ramp_time = self._depth / self.rate if self.rate < math.inf else 0.0
@@ -182,6 +176,10 @@ class AdaptiveRate(RateLimiter):
 
     def _deepest(self, rate: float) -> float:
         return max(float(self.config.burst_size), rate / 10.0)
+
+    def _refill(self, now: float) -> None:
+        at = max(now, self._missing_at)
+        self._missing, self._missing_at = self._level(at), at
 
     def _level(self, now: float) -> float:
         """Return the permits missing in the bucket at `now`."""
@@ -196,7 +194,8 @@ class AdaptiveRate(RateLimiter):
 
     def _spend(self, cost: float, now: float) -> None:
         self._meter.add(cost, now)
-        self._missing, self._missing_at = self._level(now) + cost, now
+        self._refill(now)
+        self._missing += cost
 
     def _unspend(self, cost: float, granted_at: float) -> None:
         self._meter.add(-cost, self._now())

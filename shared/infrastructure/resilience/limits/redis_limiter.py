@@ -220,9 +220,9 @@ class RedisLimiter:
         return granted_at
 
     def _leave(self, future: asyncio.Future[float]) -> None:
-        head = next(iter(self._line.first(1)), None)
+        was_first = self._line.is_first(future)
         self._line.leave(future)
-        if head is not None and head[0] is future:
+        if was_first:
             self._head_changed()
 
     def _serve(self) -> None:
@@ -246,7 +246,7 @@ class RedisLimiter:
             turn = self._now() + meanwhile.delay(cost, self._now())
             self._line.refuse_late(turn, self._spread, self._now())
             if self._line.head == head:
-                self._set_turn(turn, turn)
+                self._set_turn(turn)
                 return
 
     async def _converse(self) -> None:
@@ -261,11 +261,10 @@ class RedisLimiter:
                 reply = await self._store.run(self._script, self._keys, self._words(news, asked))
             except StoreAwayError:
                 self._granted_here += news.debt + news.owed
-                return
             except Exception as error:  # nobody may wait for an answer that will not come
                 self._line.fail(functools.partial(_copy, error))
-                return
-            self._take_in(reply, asked)
+            else:
+                self._take_in(reply, asked)
 
     def _hungry(self) -> bool:
         return self._line.head is not None and self._timer is None
@@ -296,7 +295,7 @@ class RedisLimiter:
         turn = now + ((place_at or turn_at) - now_at) / _MICRO
         owner, wish = asked[len(answers)]
         if place_at:
-            self._set_turn(turn, turn, _Place(place_at, wish.cost))
+            self._set_turn(turn, place=_Place(place_at, wish.cost))
         else:
             last_look = turn - _EARLY if turn - _EARLY > now else turn
             self._set_turn(turn, min(last_look, now + _LOOK))
@@ -306,13 +305,13 @@ class RedisLimiter:
             self._head_changed()
 
     def _set_turn(
-        self, turn: float | None, wake_at: float = 0.0, place: _Place | None = None
+        self, turn: float | None, wake_at: float | None = None, place: _Place | None = None
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._turn, self._place, self._timer = turn, place, None
         if turn is not None:
-            delay = max(0.0, wake_at - self._now())
+            delay = max(0.0, (turn if wake_at is None else wake_at) - self._now())
             self._timer = self._clock.call_later(delay, self._turn_has_come)
 
     def _turn_has_come(self) -> None:

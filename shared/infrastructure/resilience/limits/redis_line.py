@@ -49,6 +49,10 @@ class Line:
         """Return up to `count` waiters from the head on."""
         return list(itertools.islice(self._wishes.items(), count))
 
+    def is_first(self, future: asyncio.Future[float]) -> bool:
+        """Return whether nobody stands before this waiter."""
+        return next(iter(self._wishes), None) is future
+
     def join(self, cost: float, until: float) -> asyncio.Future[float]:
         """Return what a new waiter is to await."""
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
