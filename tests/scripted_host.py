@@ -207,8 +207,8 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
 
 
-def stream(writes: Iterable[bytes], ending: Ending = "whole") -> Step:
-    """Answer with an event stream in chunked encoding, one chunk a write."""
+def stream(writes: Iterable[bytes], ending: Ending = "whole", *, pause: float = 0.0) -> Step:
+    """Answer with an event stream in chunked encoding, one chunk a write, seconds after each."""
     chunked = ending != "fin"  # an end of file is clean only where no length is promised
     kind = {"Content-Type": "text/event-stream"}
     kind |= {"Transfer-Encoding": "chunked"} if chunked else {"Connection": "close"}
@@ -217,7 +217,7 @@ def stream(writes: Iterable[bytes], ending: Ending = "whole") -> Step:
         await exchange.send(_head(200, kind))
         for data in writes:
             await exchange.send(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
-            await asyncio.sleep(0)  # a write of its own, not joined with the next
+            await asyncio.sleep(pause)  # a write of its own, not joined with the next
         if ending == "whole":
             await exchange.send(b"0\r\n\r\n")
         elif ending == "stall":

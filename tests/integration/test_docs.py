@@ -26,6 +26,7 @@ from shared.infrastructure import (
     RetryConfig,
     TimeoutConfig,
 )
+from shared.infrastructure.http import ResponseLimits, TLSConfig
 from shared.infrastructure.resilience import (
     AdaptiveBulkhead,
     AdaptiveBulkheadConfig,
@@ -56,13 +57,14 @@ CONFIGS: dict[str, list[type[Any]]] = {
     "embeddings.md": [LocalEmbeddingConfig],
     "health.md": [HealthConfig],
     "hedge.md": [HedgeConfig],
-    "http-client.md": [TimeoutConfig, ConnectionPoolConfig],
+    "http-client.md": [TimeoutConfig, ConnectionPoolConfig, ResponseLimits],
     "llm-client.md": [LLMHost],
     "rate-limiter.md": [RateLimitConfig, AdaptiveRateConfig],
     "retry-budget.md": [RetryBudgetConfig],
     "retry.md": [RetryConfig],
     "shared-rate-limiter.md": [RedisConfig],
     "timeout.md": [AdaptiveTimeoutConfig],
+    "tls.md": [TLSConfig],
 }
 
 

@@ -61,19 +61,20 @@ def random_delays(rng: random.Random, most: float) -> Iterator[float]:
 
 
 def busy_connections(http: EnhancedHTTPClient) -> int:
-    transport = http._resilient.wire._transport
+    transport = http._layered.wire.transport
     assert isinstance(transport, UncancelledTransport)
     assert isinstance(transport.inner, httpx.AsyncHTTPTransport)
     pool = transport.inner._pool
     return sum(not connection.is_idle() for connection in pool.connections) + len(pool._requests)
 
 
-async def test_3000_cancellations_on_a_pool_of_10_leave_no_slot_behind() -> None:
+async def test_3000_cancellations_on_a_native_pool_of_10_leave_no_slot_behind() -> None:
     rng = random.Random(11)
-    pool = ConnectionPoolConfig(max_connections=10, max_keepalive_connections=10)
+    limits = httpx.Limits(max_connections=10, max_keepalive_connections=10)
+    native = httpx.AsyncHTTPTransport(limits=limits)
     async with (
         serve(OK, random_delays(rng, 0.004)) as url,
-        EnhancedHTTPClient("orders", url, pool_config=pool, retry_config=None) as http,
+        EnhancedHTTPClient("orders", url, transport=native, retry_config=None) as http,
     ):
         cancelled = 0
         for _ in range(60):

@@ -31,9 +31,9 @@ from shared.infrastructure.balancing.payloads import (
 )
 from shared.infrastructure.balancing.route import STREAMED, route_of
 from shared.infrastructure.balancing.sse import DONE, SSEParser
+from shared.infrastructure.http.extensions import BUFFERED
 from shared.infrastructure.http.semantics import parse_retry_after
-from shared.infrastructure.http.transport import BUFFERED
-from shared.infrastructure.http.uncancelled import UncancelledTransport
+from shared.infrastructure.http.transport import Wire
 from shared.infrastructure.resilience import DeadlineExceededError, deadline
 
 PARSED = "parsed"
@@ -63,15 +63,14 @@ class AnswerGuard(httpx.AsyncBaseTransport):
     the attempt, and another host can take over unnoticed.
 
     Args:
-        inner: Transport that does the exchange; closed with this one.
+        inner: Does the exchange; closed with this one.
     """
 
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
-        native = isinstance(inner, httpx.AsyncHTTPTransport)
-        self._inner = UncancelledTransport(inner) if native else inner
+    def __init__(self, inner: Wire) -> None:
+        self._inner = inner
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
+        response: httpx.Response = await self._inner(request)
         path = request.url.path
         essential = next((_ESSENTIAL[end] for end in _ESSENTIAL if path.endswith(end)), None)
         if essential is None or response.status_code != 200:
@@ -94,8 +93,8 @@ async def _checked(
         return await _checked_stream(response)
     if not (request.extensions.get(BUFFERED) or request.extensions.get(STREAMED)):
         return response
-    content = await _read(cast("httpx.AsyncByteStream", response.stream))
-    answer = parse_object(_decoded(content, response.headers), InvalidResponseError)
+    content = await response.aread()
+    answer = parse_object(content, InvalidResponseError)
     error = error_of(answer)
     if error is not None:
         return await _as_status(response, error)
@@ -103,21 +102,11 @@ async def _checked(
         raise InvalidStreamError(f"asked for an event stream, got {kind or 'no content type'}")
     if not as_objects(answer.get(essential)):
         raise InvalidResponseError(f"the answer has no {essential!r}: {content[:200]!r}")
-    response.stream = httpx.ByteStream(content)
     response.extensions = {**response.extensions, PARSED: answer}
     return response
 
 
-async def _read(stream: httpx.AsyncByteStream) -> bytes:
-    try:
-        return b"".join([chunk async for chunk in stream])
-    finally:
-        await stream.aclose()
-
-
 async def _checked_stream(response: httpx.Response) -> httpx.Response:
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidStreamError("the event stream is compressed, though that was not asked for")
     stream = CheckedStream(cast("httpx.AsyncByteStream", response.stream))
     error = await stream.open()
     if error is not None:
@@ -224,15 +213,6 @@ def _status_error(response: httpx.Response) -> UpstreamStatusError:
     route = route_of(response)
     error.host, error.attempts = route.host, route.attempts
     return error
-
-
-def _decoded(content: bytes, headers: httpx.Headers) -> bytes:
-    if "content-encoding" not in headers:
-        return content
-    try:
-        return httpx.Response(200, headers=headers, content=content).content
-    except httpx.DecodingError as exc:
-        raise InvalidResponseError(f"the answer cannot be decompressed: {exc}") from exc
 
 
 async def _as_status(response: httpx.Response, error: JSONObject) -> httpx.Response:

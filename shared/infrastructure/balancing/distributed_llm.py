@@ -23,13 +23,11 @@ from shared.infrastructure.balancing.strategies import (
     strategy_of,
 )
 from shared.infrastructure.balancing.streaming import Exchange, Recovery, opened, stream_chat
-from shared.infrastructure.http import ConnectionPoolConfig, TimeoutConfig
-from shared.infrastructure.http.client import (
-    TRACE,
-    native_timeout,
-    native_transport,
-)
-from shared.infrastructure.http.transport import BUFFERED, HTTPXLayer
+from shared.infrastructure.http import ConnectionPoolConfig, TimeoutConfig, WireTransport
+from shared.infrastructure.http.extensions import BUFFERED, TRACE
+from shared.infrastructure.http.library import HTTPX
+from shared.infrastructure.http.transport import HTTPLayer
+from shared.infrastructure.http.wires import timeouts_of
 from shared.infrastructure.resilience import (
     MONOTONIC,
     AdaptiveBulkheadConfig,
@@ -97,7 +95,7 @@ class DistributedLLMClient:
             it is about the whole pool.
         clock: Source of monotonic time.
         rng: Source of jitter and of random picks.
-        transport: Transport for all hosts instead of httpx's own; it brings its own pool and TLS.
+        transport: Transport for all hosts instead of the SDK's own; it brings its own pool and TLS.
 
     Raises:
         ConfigurationError: There is no host, or two have the same name.
@@ -126,7 +124,7 @@ class DistributedLLMClient:
         self._rng = rng or random.Random()  # noqa: S311 - balancing and jitter are no secrets
         self._retry = retry_config
         self._timeout_config = timeout_config
-        self._timeout = native_timeout(timeout_config).as_dict()
+        self._timeout = timeouts_of(timeout_config)
         self._max_attempts = 1 + (retry_config.max_retries if retry_config else 0)
         self._clock = clock
         self._budget = budget_of(retry_budget, clock=clock) if retry_config else None
@@ -285,9 +283,9 @@ class DistributedLLMClient:
     def _hosts(self) -> Collection[Host]:
         return self._roster.hosts.values()
 
-    def _layers(self, listeners: Listeners) -> list[HTTPXLayer]:
+    def _layers(self, listeners: Listeners) -> list[HTTPLayer]:
         """Return the half of the stack that is per call; that per attempt belongs to each host."""
-        layers: list[HTTPXLayer] = [ObserveLayer(self._stats, clock=self._clock)]
+        layers: list[HTTPLayer] = [ObserveLayer(self._stats, clock=self._clock)]
         if self._timeout_config.total is not None:
             layers.append(
                 DeadlineLayer(
@@ -357,7 +355,7 @@ class _PoolTransport(httpx.AsyncBaseTransport):
         )
 
 
-def _transports(count: int, pool: ConnectionPoolConfig) -> list[httpx.AsyncHTTPTransport]:
+def _transports(count: int, pool: ConnectionPoolConfig) -> list[WireTransport]:
     # One TLS context for all: reading the certificates takes longer than all else here.
-    tls = httpx.create_ssl_context(trust_env=False)
-    return [native_transport(pool, verify=tls) for _ in range(count)]
+    tls = HTTPX.default_tls()
+    return [WireTransport(pool, tls=tls) for _ in range(count)]

@@ -14,8 +14,10 @@ from pydantic import ConfigDict, SecretStr
 from shared.infrastructure.balancing.answers import AnswerGuard
 from shared.infrastructure.balancing.route import POOL, STREAMED, route_of
 from shared.infrastructure.http import TimeoutConfig, UpstreamError
-from shared.infrastructure.http.client import native_timeout
-from shared.infrastructure.http.transport import BUFFERED, Wire
+from shared.infrastructure.http.extensions import BUFFERED
+from shared.infrastructure.http.layers import RateHeadersLayer
+from shared.infrastructure.http.transport import HTTPLayer, Wire
+from shared.infrastructure.http.wires import timeouts_of
 from shared.infrastructure.resilience import (
     AdaptiveBulkheadConfig,
     AdaptiveRateConfig,
@@ -145,11 +147,12 @@ class Host:
         self._url = httpx.URL(config.url)
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._headers = _own_headers(config)
-        self._timeout = native_timeout(policy.timeout).as_dict()
-        self._wire = Wire(AnswerGuard(transport), POOL)
-        self._send = stack(
-            self._wire, self._account, *self.guard.layers, self._depart, semantics=POOL
-        )
+        self._timeout = timeouts_of(policy.timeout)
+        self._wire = Wire(AnswerGuard(Wire(transport, POOL)), POOL)
+        layers: list[HTTPLayer] = [self._account, *self.guard.layers]
+        if self.guard.limiter is not None:
+            layers.append(RateHeadersLayer(self.guard.limiter))
+        self._send = stack(self._wire, *layers, self._depart, semantics=POOL)
 
     @property
     def health(self) -> HealthMonitor:

@@ -10,7 +10,7 @@ import httpx
 
 from shared.infrastructure.http import HTTPSemantics
 from shared.infrastructure.http.semantics import HTTPRequest, HTTPResponse
-from shared.infrastructure.http.transport import HTTPXSemantics
+from shared.infrastructure.resilience import Semantics
 
 ROUTE = "route"
 """Request and response extension: the `Route` of the call."""
@@ -77,7 +77,7 @@ class PoolSemantics(HTTPSemantics):
         return f"{host}: {super().describe(request, outcome)}"
 
 
-POOL: HTTPXSemantics = PoolSemantics()
+POOL: Semantics[httpx.Request, httpx.Response] = PoolSemantics()
 """The semantics of a pool of LLM hosts."""
 
 

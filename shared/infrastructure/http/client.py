@@ -1,20 +1,31 @@
-"""`EnhancedHTTPClient`: an httpx client that does not fall over with the service it calls."""
+"""The client for one service, written once for httpx and httpx2; use `EnhancedHTTPClient`."""
 
 from __future__ import annotations
 
 import random
-import secrets
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import httpx
-
+from shared.infrastructure.http.bodies import Body, body_of, files_are_replayable
 from shared.infrastructure.http.config import ConnectionPoolConfig, TimeoutConfig
+from shared.infrastructure.http.decoding import ResponseLimits
 from shared.infrastructure.http.errors import UpstreamError
+from shared.infrastructure.http.extensions import BUFFERED, REPLAYABLE, TRACE
+from shared.infrastructure.http.layers import (
+    CheckLayer,
+    IdempotencyKeyLayer,
+    OriginLayer,
+    RateHeadersLayer,
+)
+from shared.infrastructure.http.library import HTTPX, HTTPLibrary
+from shared.infrastructure.http.report import RetryCount, explained, pool_status
+from shared.infrastructure.http.secrecy import public_url
 from shared.infrastructure.http.semantics import HTTP
-from shared.infrastructure.http.transport import BUFFERED, HTTPXLayer, ResilientTransport
+from shared.infrastructure.http.transport import HTTPLayer
+from shared.infrastructure.http.wires import chosen_wire, timeouts_of
 from shared.infrastructure.resilience import (
     MONOTONIC,
     AdaptiveBulkheadConfig,
@@ -28,6 +39,8 @@ from shared.infrastructure.resilience import (
     EndpointGuard,
     HealthConfig,
     HealthMonitor,
+    HedgeConfig,
+    HedgeLayer,
     Listener,
     Listeners,
     ObserveLayer,
@@ -47,41 +60,78 @@ _TIMEOUT = TimeoutConfig()
 _RETRY = RetryConfig()
 _BUDGET = RetryBudgetConfig()
 _BREAKER = CircuitBreakerConfig()
-_UNSAFE = frozenset({"POST", "PATCH"})
+_LIMITS = ResponseLimits()
+_MAX_URLS = 1000
 
-TRACE = "trace"
-"""Response extension: the `Trace` of the call."""
+if TYPE_CHECKING:
+
+    class _AsyncClient:
+        """What the clients of the two libraries have alike."""
+
+        @property
+        def base_url(self) -> Any: ...
+        @base_url.setter
+        def base_url(self, url: Any) -> None: ...
+        def __init__(self, **options: Any) -> None: ...
+        def build_request(self, method: str, url: Any, **options: Any) -> Any: ...
+        async def send(self, request: Any, **options: Any) -> Any: ...
+        async def aclose(self) -> None: ...
+        async def __aenter__(self) -> Self: ...
+        async def __aexit__(
+            self,
+            exc_type: type[BaseException] | None = None,
+            exc_value: BaseException | None = None,
+            traceback: TracebackType | None = None,
+        ) -> None: ...
+
+else:
+    _AsyncClient = object
 
 
-class EnhancedHTTPClient(httpx.AsyncClient):
-    """An `httpx.AsyncClient` for one service, with everything between it and trouble.
+class ServiceClient(_AsyncClient):
+    """A client of the HTTP library for one service, with everything between it and trouble.
 
     Use it as one: `async with EnhancedHTTPClient("orders", "https://orders") as client: await
     client.post("/v1/orders", json=order)`. 4xx answers are returned as they are; 5xx answers,
     timeouts and connection errors are retried with backoff and jitter, and open the breaker when
     they go on. A POST or PATCH gets an `Idempotency-Key` that stays the same over its attempts.
 
+    `content` may also be a file, a path, any iterable of bytes or a function that returns one: see
+    `bodies.Content`.
+
     Args:
         service_name: Name in errors, events and status.
-        base_url: Origin of the service; requests to any other origin are refused, since they would
-            carry this client's credentials there.
+        base_url: Origin of the service; requests and redirects to any other origin are refused,
+            since they would carry this client's credentials there.
         pool_config: Connection pool.
         retry_config: Retries; None switches them off.
-        retry_budget: Bounds the retries of all calls together; a `RetryBudget` may be shared with
-            other clients of the same origin; None is no bound.
+        retry_budget: Bounds the retries and hedges of all calls together; a `RetryBudget` may be
+            shared with other clients of the same origin; None is no bound.
         timeout_config: Time limits.
         circuit_breaker_config: Breaker; None switches it off.
-        rate_limit_config: Rate limit; None (default) is no limit.
+        rate_limit_config: Rate limit; None (default) is no limit. It also follows what the headers
+            of answers say about quotas.
         bulkhead_config: Bound on calls in flight; None (default) is no bound but the pool's.
+        hedge_config: Send a late request again; None (default) never does. It takes the place of
+            retries: pass `retry_config=None`.
         health_config: When the service counts as degraded or unhealthy.
         health_check_path: Path asked every `health_config.interval` seconds while the client is
             open; None (default) leaves health to ordinary traffic.
+        limits: Bounds of a response.
+        check_response: Called with each answer that is read, inside its attempt; an `UpstreamError`
+            it raises fails the attempt. `json_answer` is one.
+        deadline_header: Name of a header that tells the service how many milliseconds are left of
+            the deadline in force; None (default) sends none.
         headers: Sent with every request.
-        auth: As for httpx.
+        auth: As for the library.
+        layers: Layers of your own around each attempt, outermost first, right above the wire: an
+            `ApiKeyLayer`, a `SigningLayer`.
         http2: Speak HTTP/2 where the service does.
-        verify: TLS verification: True, or a context of your own.
+        verify: TLS verification: True, or a context of your own such as `TLSConfig(...).context()`.
+        check_address: Called with each IP address of the service before it is connected to; what
+            it raises ends the request: `public_addresses_only`.
         proxy: Proxy URL; the proxy sits below all layers.
-        transport: Transport to use instead of httpx's own; it brings its own pool, TLS and proxy.
+        transport: Transport to use instead; it brings its own pool, TLS and proxy.
         idempotency_keys: False sends none, and a POST is then retried only if it was never sent.
         listeners: Told of what the layers decide.
         clock: Source of monotonic time.
@@ -89,9 +139,14 @@ class EnhancedHTTPClient(httpx.AsyncClient):
 
     Raises:
         CallRefusedError: We refused: breaker open, no permit in time, no slot.
-        UpstreamError: The exchange failed; also the matching httpx class.
+        UpstreamError: The exchange failed; also the matching class of the library.
         DeadlineExceededError: `timeout_config.total` is over.
+        CrossOriginError: The URL, or that of a redirect, is of another origin.
     """
+
+    library: ClassVar[HTTPLibrary] = HTTPX
+    wire_class: ClassVar[Any]
+    transport_class: ClassVar[Any]
 
     def __init__(
         self,
@@ -105,14 +160,20 @@ class EnhancedHTTPClient(httpx.AsyncClient):
         *,
         retry_budget: RetryBudget | RetryBudgetConfig | None = _BUDGET,
         bulkhead_config: BulkheadConfig | AdaptiveBulkheadConfig | None = None,
+        hedge_config: HedgeConfig | None = None,
         health_config: HealthConfig | None = None,
         health_check_path: str | None = None,
+        limits: ResponseLimits = _LIMITS,
+        check_response: Callable[[Any], None] | None = None,
+        deadline_header: str | None = None,
         headers: Mapping[str, str] | None = None,
-        auth: httpx.Auth | tuple[str, str] | None = None,
+        auth: Any = None,
+        layers: Sequence[HTTPLayer] = (),
         http2: bool = False,
         verify: ssl.SSLContext | bool = True,
+        check_address: Callable[[str], None] | None = None,
         proxy: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: Any = None,
         idempotency_keys: bool = True,
         listeners: Sequence[Listener] = (),
         clock: Clock = MONOTONIC,
@@ -120,9 +181,16 @@ class EnhancedHTTPClient(httpx.AsyncClient):
     ) -> None:
         if not service_name:
             raise ConfigurationError("service_name must not be empty")
+        if hedge_config is not None and retry_config is not None:
+            raise ConfigurationError(
+                "retries and hedges would multiply: pass retry_config=None with a hedge_config"
+            )
         self.service_name = service_name
-        heard = Listeners(listeners)
+        self._clock = clock
         self._stats = CallStats()
+        self._retries = RetryCount()
+        heard = Listeners((*listeners, self._retries))
+        self._health_check_path = health_check_path
         self._health = HealthMonitor(
             service_name,
             self._ask_health if health_check_path else None,
@@ -130,7 +198,6 @@ class EnhancedHTTPClient(httpx.AsyncClient):
             clock=clock,
             listeners=heard,
         )
-        self._health_check_path = health_check_path
         self._guard = EndpointGuard(
             service_name,
             health=self._health,
@@ -141,74 +208,121 @@ class EnhancedHTTPClient(httpx.AsyncClient):
             clock=clock,
             listeners=heard,
         )
-        self._idempotency_keys = idempotency_keys and retry_config is not None
-        self._clock = clock
-        self._budget = budget_of(retry_budget, clock=clock) if retry_config else None
-        layers: list[HTTPXLayer] = [ObserveLayer(self._stats, clock=clock)]
+        repeats = retry_config is not None or hedge_config is not None
+        self._budget = budget_of(retry_budget, clock=clock) if repeats else None
+        told: dict[str, Any] = {"name": service_name, "clock": clock, "listeners": heard}
+        self._hedge = (
+            HedgeLayer(hedge_config, budget=self._budget, **told) if hedge_config else None
+        )
+        per_call: list[HTTPLayer] = [ObserveLayer(self._stats, clock=clock)]
+        if idempotency_keys and repeats:
+            per_call.append(IdempotencyKeyLayer())
         if timeout_config.total is not None:
-            layers.append(
-                DeadlineLayer(timeout_config.total, name=service_name, clock=clock, listeners=heard)
-            )
+            per_call.append(DeadlineLayer(timeout_config.total, **told))
         if retry_config is not None:
-            retry = RetryLayer(
-                retry_config,
-                name=service_name,
-                budget=self._budget,
-                clock=clock,
-                rng=rng,
-                listeners=heard,
-            )
-            layers.append(retry)
-        inner = transport or native_transport(pool_config, http2=http2, verify=verify, proxy=proxy)
-        self._resilient = ResilientTransport(inner, *layers, *self._guard.layers)
+            per_call.append(RetryLayer(retry_config, budget=self._budget, rng=rng, **told))
+        elif self._hedge is not None:
+            per_call.append(self._hedge)
+        per_attempt: list[HTTPLayer] = list(self._guard.layers)
+        if self._guard.limiter is not None:
+            per_attempt.append(RateHeadersLayer(self._guard.limiter))
+        if check_response is not None:
+            per_attempt.append(CheckLayer(check_response, self.library))
+        inner = chosen_wire(
+            transport,
+            self.wire_class,
+            pool_config,
+            library=self.library,
+            http2=http2,
+            verify=verify,
+            check_address=check_address,
+            max_header_size=limits.max_header_bytes,
+            proxy=proxy,
+        )
+        url = self.library.url(base_url)
+        origin = OriginLayer(url) if base_url else None
+        self._service_url = public_url(url).rstrip("/")
+        self.library.hide_urls()
+        self._urls: dict[str, tuple[Any, Any]] = {}
+        self._layered = self.transport_class(
+            inner,
+            *([origin] if origin else []),
+            *per_call,
+            *per_attempt,
+            *layers,
+            limits=limits,
+            deadline_header=deadline_header,
+            under_sdk=False,
+        )
         super().__init__(
             base_url=base_url,
             headers=headers,
             auth=auth,
-            timeout=native_timeout(timeout_config),
-            transport=self._resilient,
+            timeout=self.library.timeout(**timeouts_of(timeout_config)),
+            transport=self._layered,
             trust_env=False,
         )
 
     def get_status(self) -> dict[str, Any]:
         """Return a snapshot of plain JSON types; times are seconds, rates 0.0 to 1.0.
 
-        Keys: `service_name`, `base_url`, `request_count`, `error_count`, `error_rate`,
-        `average_response_time`, `in_flight`, `refused_count`, `cancelled_count`,
-        `circuit_breaker`, `rate_limiter`, `bulkhead`, `health`, `retry_budget`.
+        Keys: `service_name`, `base_url`; of the calls: `request_count`, `error_count`,
+        `error_rate`, `failures` (count by kind), `average_response_time`, `response_time_p50`,
+        `…p90`, `…p95`, `…p99`, `in_flight`, `refused_count`, `cancelled_count`; of their attempts:
+        `attempt_count`, `retry_count`, `resent_count`; of the parts: `circuit_breaker`,
+        `rate_limiter`, `bulkhead`, `health`, `hedge`, `retry_budget`, `pool`.
         """
+        wire = self._layered.wire
         return {
             "service_name": self.service_name,
-            "base_url": str(self.base_url),
+            "base_url": self._service_url,
             **self._stats.snapshot(),
+            "attempt_count": wire.attempts,
+            "retry_count": self._retries.count,
+            "resent_count": wire.resent,
             **self._guard.snapshot(),
+            "hedge": status_of(self._hedge),
             "retry_budget": status_of(self._budget),
+            "pool": pool_status(wire.transport),
         }
+
+    def explain(self) -> str:
+        """Say in words how the service does, and what the client does about it."""
+        return explained(self.get_status())
 
     async def check_health(self) -> dict[str, Any]:
         """Ask the health check path once, if there is one, and return the health snapshot."""
         await self._health.check()
         return self._health.snapshot()
 
-    def build_request(self, *args: Any, **kwargs: Any) -> httpx.Request:
-        """Build a request as httpx does, but only for this client's own origin."""
-        request = super().build_request(*args, **kwargs)
-        if self.base_url.host and _origin(request.url) != _origin(self.base_url):
-            raise ConfigurationError(
-                f"this client is for {self.base_url}: a request to {request.url.host} would carry "
-                "its headers and credentials there; use a client of its own for that service"
-            )
-        if self._idempotency_keys and request.method in _UNSAFE:
-            request.headers.setdefault("Idempotency-Key", secrets.token_hex(16))
+    def build_request(self, method: str, url: Any, *, content: Any = None, **options: Any) -> Any:
+        """Build a request as the library does; `content` may be more than there."""
+        if isinstance(url, str):
+            url = self._absolute(url)
+        if content is None:
+            request = super().build_request(method, url, **options)
+            if (files := options.get("files")) and files_are_replayable(files):
+                request.extensions = {**request.extensions, REPLAYABLE: True}
+            return request
+        body = body_of(content)
+        request = super().build_request(method, url, content=body, **options)
+        if isinstance(body, Body):
+            if body.length is not None:
+                request.headers.pop("Transfer-Encoding", None)
+                request.headers["Content-Length"] = str(body.length)
+            request.extensions = {**request.extensions, REPLAYABLE: body.is_replayable}
         return request
 
-    async def send(self, request: httpx.Request, **kwargs: Any) -> httpx.Response:
-        """Send as httpx does; a response that is not streamed is read inside its attempt."""
-        buffered = not kwargs.get("stream", False)
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Send as the library does; a response that is not streamed is read inside its attempt."""
+        buffered = not options.get("stream", False)
         request.extensions = {**request.extensions, BUFFERED: buffered}
+        began = self._clock.now()
         with trace_call(clock=self._clock) as trace:
-            response = await super().send(request, **kwargs)
+            response = await super().send(request, **options)
         response.extensions = {**response.extensions, TRACE: trace}
+        if buffered:
+            response.elapsed = timedelta(seconds=self._clock.now() - began)
         return response
 
     async def __aenter__(self) -> Self:
@@ -233,38 +347,18 @@ class EnhancedHTTPClient(httpx.AsyncClient):
     async def _ask_health(self) -> None:
         # Straight to the wire: a check must neither be refused by the breaker nor counted in it.
         request = self.build_request("GET", self._health_check_path or "/")
-        request.extensions[BUFFERED] = True
-        response = await self._resilient.wire(request)
+        request.extensions = {**request.extensions, BUFFERED: True}
+        response = await self._layered.wire(request)
         if HTTP.judge(response) is Verdict.FAILED:
             raise UpstreamError(f"health check answered {response.status_code}")
 
-
-def native_transport(
-    pool: ConnectionPoolConfig,
-    *,
-    http2: bool = False,
-    verify: ssl.SSLContext | bool = True,
-    proxy: str | None = None,
-) -> httpx.AsyncHTTPTransport:
-    """Return httpx's own transport with our bounds."""
-    if verify is False:
-        raise ConfigurationError("verify=False would accept any server; pass an SSLContext instead")
-    limits = httpx.Limits(
-        max_connections=pool.max_connections,
-        max_keepalive_connections=pool.max_keepalive_connections,
-        keepalive_expiry=pool.keepalive_expiry,
-    )
-    return httpx.AsyncHTTPTransport(
-        verify=verify, http2=http2, limits=limits, proxy=proxy, trust_env=False
-    )
-
-
-def native_timeout(config: TimeoutConfig) -> httpx.Timeout:
-    """Return the four limits httpx itself enforces."""
-    return httpx.Timeout(
-        connect=config.connect, read=config.read, write=config.write, pool=config.pool
-    )
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
+    def _absolute(self, url: str) -> Any:
+        """Return the URL that the library makes of this one; that is half the cost of a request."""
+        known = self._urls.get(url)
+        if known is not None and known[0] is self.base_url:
+            return known[1]
+        if len(self._urls) >= _MAX_URLS:
+            self._urls.clear()
+        absolute = super().build_request("GET", url).url
+        self._urls[url] = self.base_url, absolute
+        return absolute

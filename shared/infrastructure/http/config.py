@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, Field
+
+from shared.infrastructure.resilience import AdaptiveTimeoutConfig
 
 
 class ConnectionPoolConfig(BaseModel, frozen=True, extra="forbid"):
@@ -27,8 +31,8 @@ class TimeoutConfig(BaseModel, frozen=True, extra="forbid"):
         read: Silence tolerated while reading; 30; above 0. It starts again with every byte.
         write: To send a piece of the request; 10; above 0.
         pool: To get a connection out of a full pool; 5; above 0.
-        attempt: One whole attempt, its body included if it is not streamed; None (default) is no
-            limit.
+        attempt: One whole attempt, its body included if it is not streamed; or how to find that
+            out from the latest ones; None (default) is no limit.
         total: The whole call: queueing, every attempt and the waits in between; None (default) is
             no limit.
     """
@@ -37,5 +41,5 @@ class TimeoutConfig(BaseModel, frozen=True, extra="forbid"):
     read: float = Field(default=30.0, gt=0)
     write: float = Field(default=10.0, gt=0)
     pool: float = Field(default=5.0, gt=0)
-    attempt: float | None = Field(default=None, gt=0)
+    attempt: Annotated[float, Field(gt=0)] | AdaptiveTimeoutConfig | None = None
     total: float | None = Field(default=None, gt=0)

@@ -6,12 +6,19 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from shared.infrastructure.http.errors import UpstreamError
+from shared.infrastructure.http.extensions import REPLAYABLE
 from shared.infrastructure.resilience import AttemptTimeoutError, Verdict
 from shared.infrastructure.resilience.layer import Settle, summary
 
+WHOLE_BODIES: set[type] = set()
+"""Classes of request bodies that are there as a whole; each HTTP library has one."""
+
+_OK = Verdict.OK
+# What the services behind the SDKs of OpenAI, Anthropic and others add to an answer.
+_SHOULD_RETRY = "x-should-retry"
 # RFC 9110, section 9.2.2.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # Definite answers of a healthy server, for all that their number begins with a five.
@@ -26,7 +33,9 @@ class HTTPRequest(Protocol):
     @property
     def headers(self) -> Mapping[str, str]: ...
     @property
-    def content(self) -> bytes: ...
+    def stream(self) -> object: ...
+    @property
+    def extensions(self) -> Mapping[str, Any]: ...
 
 
 class HTTPResponse(Protocol):
@@ -51,9 +60,10 @@ Response = TypeVar("Response", bound=HTTPResponse)
 class HTTPSemantics:
     """Semantics of one HTTP exchange.
 
-    FAILED: broken or silent connections and 5xx. BUSY: 429. OK: everything else that was answered,
-    4xx included, since a client's mistake says nothing against the server. VOID: cancelled calls,
-    our own refusals, and mistakes made on our side.
+    FAILED: broken or silent connections, 5xx, and 4xx with `x-should-retry: true`. BUSY: 429. OK:
+    everything else that was answered, 4xx included, since a client's mistake says nothing against
+    the server. VOID: cancelled calls, our own refusals, and mistakes made on our side.
+    `x-should-retry` also decides whether a request may be sent again after an answer.
     """
 
     def judge(self, outcome: HTTPResponse | BaseException) -> Verdict:
@@ -62,9 +72,13 @@ class HTTPSemantics:
                 return outcome.verdict
             return Verdict.FAILED if isinstance(outcome, AttemptTimeoutError) else Verdict.VOID
         status = outcome.status_code
+        if status < 400:
+            return _OK
+        if status == 429:
+            return Verdict.BUSY
         if status < 500:
-            return Verdict.BUSY if status == 429 else Verdict.OK
-        return Verdict.OK if status in _FINAL_5XX else Verdict.FAILED
+            return Verdict.FAILED if outcome.headers.get(_SHOULD_RETRY) == "true" else _OK
+        return _OK if status in _FINAL_5XX else Verdict.FAILED
 
     def watch(self, response: Response, settle: Settle) -> Response:
         body: object = getattr(response, "stream", None)
@@ -81,10 +95,15 @@ class HTTPSemantics:
         return parse_retry_after(outcome.headers)
 
     def repeatable(self, request: HTTPRequest, outcome: HTTPResponse | BaseException) -> bool:
-        if not _whole_body_at_hand(request):
+        if not is_replayable(request):
             return False
-        if isinstance(outcome, UpstreamError) and outcome.unsent:
-            return True
+        if isinstance(outcome, UpstreamError):
+            if outcome.is_final or outcome.unsent:
+                return not outcome.is_final
+        elif not isinstance(outcome, BaseException):
+            advice = outcome.headers.get(_SHOULD_RETRY)
+            if advice in {"true", "false"}:
+                return advice == "true"
         return request.method in _IDEMPOTENT or "idempotency-key" in request.headers
 
     def describe(self, request: HTTPRequest, outcome: HTTPResponse | BaseException) -> str:
@@ -138,9 +157,7 @@ def _date(value: str) -> datetime | None:
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
-def _whole_body_at_hand(request: HTTPRequest) -> bool:
-    try:
-        request.content  # noqa: B018 - raises if the body is a stream that can be read only once
-    except RuntimeError:
-        return False
-    return True
+def is_replayable(request: HTTPRequest) -> bool:
+    """Say whether the body of a request can be sent again, just as it was."""
+    # `request.content` would not do: a request that follows a redirect has none.
+    return type(request.stream) in WHOLE_BODIES or bool(request.extensions.get(REPLAYABLE))

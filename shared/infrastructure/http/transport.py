@@ -1,104 +1,204 @@
-"""Floor three for httpx: a transport that hosts a stack of layers, under any SDK built on httpx."""
+"""Floor three: one exchange as the innermost `Send`, and a transport that hosts layers around it.
+
+Written once for httpx and httpx2: see `library`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Any, ClassVar
 
-import httpx
-
-from shared.infrastructure.http import errors
-from shared.infrastructure.http.errors import UpstreamError
+from shared.infrastructure.http.decoding import (
+    BodyDecoder,
+    ResponseLimits,
+    acceptable,
+    decoded,
+    decoder_for,
+)
+from shared.infrastructure.http.errors import UnprocessedError
+from shared.infrastructure.http.extensions import BUFFERED, CONTENT_ENCODING
+from shared.infrastructure.http.json_body import check_depth
+from shared.infrastructure.http.layers import ForeignRetriesLayer
+from shared.infrastructure.http.library import HTTPX, HTTPLibrary
 from shared.infrastructure.http.semantics import HTTP
-from shared.infrastructure.http.uncancelled import UncancelledTransport
-from shared.infrastructure.resilience import Layer, Semantics, Send, Verdict, stack
+from shared.infrastructure.http.uncancelled import uncancelled
+from shared.infrastructure.http.wire.errors import StaleConnectionError
+from shared.infrastructure.resilience import Layer, RetryLayer, Semantics, Send, Verdict, stack
 from shared.infrastructure.resilience.layer import Settle
-from shared.infrastructure.resilience.timeout import within_deadline
+from shared.infrastructure.resilience.timeout import remaining_time
 
-HTTPXLayer = Layer[httpx.Request, httpx.Response]
-HTTPXSemantics = Semantics[httpx.Request, httpx.Response]
+HTTPLayer = Layer[Any, Any]
+"""A layer around HTTP exchanges; requests and responses are those of the library in use."""
 
-BUFFERED = "buffered"
-"""Request extension: read the body inside the attempt, so that its failure is the attempt's."""
-
-
-class ResilientTransport(httpx.AsyncBaseTransport):
-    """An httpx transport whose every request passes through a stack of layers.
-
-    Args:
-        inner: Transport that does the exchange; closed with this one.
-        layers: Outermost first.
-        semantics: How the layers read requests and outcomes.
-    """
-
-    def __init__(
-        self,
-        inner: httpx.AsyncBaseTransport,
-        *layers: HTTPXLayer,
-        semantics: HTTPXSemantics = HTTP,
-    ) -> None:
-        self.wire = Wire(inner, semantics)
-        self._send: Send[httpx.Request, httpx.Response] = stack(
-            self.wire, *layers, semantics=semantics
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await self._send(request)
-
-    async def aclose(self) -> None:
-        await self.wire.aclose()
+_LIMITS = ResponseLimits()
+_TIMEOUTS = ("connect", "read", "write", "pool")
+_BODILESS = frozenset({204, 304})
+# After a restart of the service every kept connection is stale, and found so one by one.
+_MAX_STALE = 3
+# A connection that is going away; a service that goes on refusing needs a pause, and that is for
+# retries to make.
+_MAX_UNPROCESSED = 1
 
 
 class Wire:
-    """The innermost `Send`: one exchange, its errors typed, its body watched.
+    """The innermost `Send`: one exchange, its errors typed, its body decoded, bounded and watched.
 
-    The request's own time limits are cut down to what is left of the deadline in force.
+    The request's own time limits are cut down to what is left of the deadline in force. A request
+    that met a stale connection, or that the service says it has not processed, is sent again at
+    once where that is safe: to every layer above, it is one exchange.
+
+    Args:
+        transport: Does the exchange; closed with this one.
+        semantics: How outcomes are read.
+        library: Whose requests and responses these are.
+        limits: Bounds of a response.
+        deadline_header: Name of a header that tells the service how many milliseconds are left of
+            the deadline; None sends none.
+
+    Attributes:
+        transport: The transport in use.
+        attempts: Exchanges begun.
+        resent: How many of them were a request sent again here.
     """
-
-    def __init__(self, transport: httpx.AsyncBaseTransport, semantics: HTTPXSemantics) -> None:
-        native = isinstance(transport, httpx.AsyncHTTPTransport)
-        self._transport = UncancelledTransport(transport) if native else transport
-        self._semantics = semantics
-
-    async def __call__(self, request: httpx.Request) -> httpx.Response:
-        _apply_deadline(request)
-        try:
-            response = await self._transport.handle_async_request(request)
-        except UpstreamError:  # a transport of ours has typed it
-            raise
-        except httpx.TransportError as exc:
-            raise typed_error(exc, request) from exc
-        if response.is_closed:  # its body came with it, as from a cache or a mock
-            return response
-        stream = cast("httpx.AsyncByteStream", response.stream)
-        body = WatchedStream(stream, request, self._semantics, self._semantics.judge(response))
-        if not request.extensions.get(BUFFERED):
-            response.stream = body
-            return response
-        try:
-            content = b"".join([chunk async for chunk in body])
-        finally:
-            await body.aclose()
-        response.stream = httpx.ByteStream(content)
-        return response
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
-
-
-class WatchedStream(httpx.AsyncByteStream):
-    """A response body that tells whoever asked, once, how the exchange really ended."""
 
     def __init__(
         self,
-        inner: httpx.AsyncByteStream,
-        request: httpx.Request,
-        semantics: HTTPXSemantics,
+        transport: Any,
+        semantics: Semantics[Any, Any],
+        library: HTTPLibrary = HTTPX,
+        *,
+        limits: ResponseLimits = _LIMITS,
+        deadline_header: str | None = None,
+    ) -> None:
+        self.transport: Any = uncancelled(transport, limits.max_bytes)
+        self.attempts = 0
+        self.resent = 0
+        self._semantics = semantics
+        self._library = library
+        self._limits = limits
+        self._deadline_header = deadline_header
+        self._watched = library.stream_class(WatchedBody)
+
+    async def __call__(self, request: Any) -> Any:
+        stale, unprocessed = _MAX_STALE, _MAX_UNPROCESSED
+        while True:
+            try:
+                return await self._exchange(request)
+            except (StaleConnectionError, UnprocessedError) as exc:
+                if isinstance(exc, StaleConnectionError):
+                    left = stale = stale - 1
+                else:
+                    left = unprocessed = unprocessed - 1
+                if left < 0 or not self._semantics.repeatable(request, exc):
+                    raise
+                self.resent += 1
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        await self.transport.aclose()
+
+    async def _exchange(self, request: Any) -> Any:
+        self.attempts += 1
+        self._prepare(request)
+        library = self._library
+        try:
+            response = await self.transport.handle_async_request(request)
+        except library.failures as exc:
+            error = library.translated(exc, request)
+            raise error from error.__cause__
+        if response.is_closed:  # its body came with it, as from a cache or a mock
+            return response
+        is_buffered = request.extensions.get(BUFFERED)
+        try:
+            decoder = self._decoder(request, response, is_buffered)
+        except library.failures as exc:
+            await response.aclose()
+            error = library.translated(exc, request)
+            raise error from error.__cause__
+        if is_buffered:
+            library.hold(response, await self._read(request, response, decoder))
+            return response
+        verdict = self._semantics.judge(response)
+        response.stream = self._watched(
+            response.stream, decoder, request, library, self._semantics, verdict
+        )
+        return response
+
+    async def _read(self, request: Any, response: Any, decoder: BodyDecoder) -> bytes:
+        body = response.stream
+        try:
+            content = b"".join([piece async for piece in decoded(body, decoder)])
+            if "json" in response.headers.get("content-type", ""):
+                check_depth(content, self._limits.max_json_depth)
+        except self._library.failures as exc:
+            error = self._library.translated(exc, request)
+            raise error from error.__cause__
+        finally:
+            await body.aclose()
+        return content
+
+    def _prepare(self, request: Any) -> None:
+        accepted = request.headers.get("accept-encoding")
+        if (ours := acceptable(accepted)) != accepted:
+            request.headers["Accept-Encoding"] = ours
+        left = remaining_time()
+        if left is None:
+            return
+        limits = request.extensions.get("timeout", {})
+        own = {key: limits.get(key) for key in _TIMEOUTS}
+        request.extensions = {
+            **request.extensions,
+            "timeout": {key: left if s is None else min(s, left) for key, s in own.items()},
+        }
+        if self._deadline_header is not None:
+            request.headers[self._deadline_header] = str(int(left * 1000.0))
+
+    def _decoder(self, request: Any, response: Any, is_buffered: Any) -> BodyDecoder:
+        is_streamed = not is_buffered
+        if request.method == "HEAD" or response.status_code in _BODILESS:
+            return decoder_for(None, self._limits, is_streamed=is_streamed)
+        headers = response.headers
+        coding = length = None
+        for name, value in headers.raw:  # one pass; two look-ups would take longer
+            if len(name) == 16 and name.lower() == b"content-encoding":
+                coding = headers["content-encoding"]
+            elif len(name) == 14 and name.lower() == b"content-length":
+                length = value.decode("latin-1")
+        decoder = decoder_for(coding, self._limits, is_streamed=is_streamed, content_length=length)
+        if coding is not None:
+            # As the body will be: or the library would decode it once more.
+            del headers["content-encoding"]
+            headers.pop("content-length", None)
+            response.extensions = {**response.extensions, CONTENT_ENCODING: coding}
+        return decoder
+
+
+class WatchedBody:
+    """A response body that tells whoever asked, once, how the exchange really ended.
+
+    Args:
+        inner: The body as it comes off the wire.
+        decoder: Takes its coding away.
+        request: Whose answer it is.
+        library: Whose errors are understood and raised.
+        semantics: How an error is read.
+        verdict: What the head of the answer says about the service.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        decoder: BodyDecoder,
+        request: Any,
+        library: HTTPLibrary,
+        semantics: Semantics[Any, Any],
         verdict: Verdict,
     ) -> None:
         self._inner = inner
+        self._decoder = decoder
         self._request = request
+        self._library = library
         self._semantics = semantics
         self._verdict = verdict
         self._is_over = False
@@ -113,21 +213,22 @@ class WatchedStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._inner:
-                yield chunk
-        except Exception as exc:
-            if isinstance(exc, UpstreamError) or not isinstance(exc, httpx.TransportError):
-                self._end(self._semantics.judge(exc))
-                raise
-            error = typed_error(exc, self._request)
+            async for piece in decoded(self._inner, self._decoder):
+                yield piece
+        except self._library.failures as exc:
+            error = self._library.translated(exc, self._request)
             self._end(self._semantics.judge(error))
-            raise error from exc
+            raise error from error.__cause__
+        except Exception as exc:
+            self._end(self._semantics.judge(exc))
+            raise
         except asyncio.CancelledError:
             self._end(Verdict.VOID)
             raise
         self._end(self._verdict)
 
     async def aclose(self) -> None:
+        """Want no more of it."""
         try:
             await self._inner.aclose()
         finally:
@@ -143,52 +244,48 @@ class WatchedStream(httpx.AsyncByteStream):
             settle(verdict)
 
 
-def dual(error: type[UpstreamError], library: type[httpx.TransportError]) -> type[UpstreamError]:
-    """Return `error` as a class that `except library` catches too."""
-    return cast("type[UpstreamError]", type(error.__name__, (error, library), {}))
+class LayeredTransport:
+    """A transport whose every request passes through a stack of layers; use `ResilientTransport`.
 
+    Args:
+        inner: Transport that does the exchange; closed with this one.
+        layers: Outermost first.
+        semantics: How the layers read requests and outcomes.
+        limits: Bounds of a response. Under a client that is not ours every body is a streamed one.
+        deadline_header: Name of a header that tells the service how many milliseconds are left of
+            the deadline; None sends none.
+        under_sdk: Warn once if an SDK above retries as well as these layers.
 
-_DUALS: dict[type[Exception], type[UpstreamError]] = {
-    library: dual(error, library)
-    for library, error in {
-        httpx.ConnectError: errors.ConnectFailedError,
-        httpx.ConnectTimeout: errors.ConnectTimeoutError,
-        httpx.PoolTimeout: errors.PoolTimeoutError,
-        httpx.ProxyError: errors.ProxyFailedError,
-        httpx.WriteError: errors.WriteFailedError,
-        httpx.WriteTimeout: errors.WriteTimeoutError,
-        httpx.ReadError: errors.ReadFailedError,
-        httpx.CloseError: errors.ReadFailedError,
-        httpx.ReadTimeout: errors.ReadTimeoutError,
-        httpx.RemoteProtocolError: errors.RemoteProtocolViolationError,
-        httpx.LocalProtocolError: errors.LocalProtocolViolationError,
-        httpx.UnsupportedProtocol: errors.LocalProtocolViolationError,
-        httpx.TransportError: errors.UpstreamError,
-    }.items()
-}
+    Attributes:
+        wire: The innermost `Send`, below all layers.
+    """
 
+    library: ClassVar[HTTPLibrary] = HTTPX
 
-def typed_error(exc: httpx.TransportError, request: httpx.Request) -> UpstreamError:
-    """Return the error of our tree for one of httpx, naming the host; it is both."""
-    error = next(_DUALS[kind] for kind in type(exc).__mro__ if kind in _DUALS)
-    # httpx often leaves the text empty; the class of the cause is then all there is to say.
-    return for_request(error, str(exc) or type(exc).__name__, request)
+    def __init__(
+        self,
+        inner: Any,
+        *layers: HTTPLayer,
+        semantics: Semantics[Any, Any] = HTTP,
+        limits: ResponseLimits = _LIMITS,
+        deadline_header: str | None = None,
+        under_sdk: bool = True,
+    ) -> None:
+        if under_sdk and any(isinstance(layer, RetryLayer) for layer in layers):
+            layers = (ForeignRetriesLayer(), *layers)
+        self.wire = Wire(
+            inner,
+            semantics,
+            self.library,
+            limits=limits,
+            deadline_header=deadline_header,
+        )
+        self._send: Send[Any, Any] = stack(self.wire, *layers, semantics=semantics)
 
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request through the layers, as the client above asks."""
+        return await self._send(request)
 
-def for_request(error: type[UpstreamError], reason: str, request: httpx.Request) -> UpstreamError:
-    """Return an `error` of the exchange that `request` asked for."""
-    host = request.url.netloc.decode("ascii")
-    typed = error(f"{request.method} {host}{request.url.path}: {reason}", host=host)
-    typed.attempts = 1
-    if isinstance(typed, httpx.TransportError):
-        typed.request = request
-    return typed
-
-
-def _apply_deadline(request: httpx.Request) -> None:
-    limits: dict[str, float | None] = request.extensions.get("timeout", {})
-    left = within_deadline(None)
-    if left is not None:
-        keys = ("connect", "read", "write", "pool")
-        capped = {key: within_deadline(limits.get(key)) for key in keys}
-        request.extensions = {**request.extensions, "timeout": capped}
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self.wire.aclose()

@@ -2,25 +2,36 @@
 
 A cancelled caller leaves at once; the step it had begun ends by itself, within its own time limits
 or because the connection is closed under it, and what it brings is given back. See encode/httpcore
-issue 1093.
+issue 1093. httpx2 is free of that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar, cast
 
 import httpx
 
+from shared.infrastructure.http.extensions import BUFFERED
+
 T = TypeVar("T")
+
+
+def uncancelled(transport: Any, max_buffered: int | None = None) -> Any:
+    """Return a transport that is safe to cancel: `transport`, or one around it."""
+    if isinstance(transport, httpx.AsyncHTTPTransport):
+        return UncancelledTransport(transport, max_buffered)
+    return transport
 
 
 class Steps:
     """Runs steps to their end whatever becomes of their caller, and owns those left behind."""
 
     def __init__(self) -> None:
+        self._abandoned: set[asyncio.Future[Any]] = set()
         self._orphans: set[asyncio.Task[None]] = set()
 
     async def run(self, step: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]]) -> T:
@@ -29,10 +40,15 @@ class Steps:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            orphan = asyncio.ensure_future(_outlive(task, undo))
+            self._abandoned.add(task)
+            orphan = asyncio.ensure_future(self._outlive(task, undo))
             self._orphans.add(orphan)
             orphan.add_done_callback(self._orphans.discard)
             raise
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits any more for the step that asks."""
+        return asyncio.current_task() in self._abandoned
 
     async def aclose(self) -> None:
         """End the steps that still run without a caller."""
@@ -40,24 +56,35 @@ class Steps:
             orphan.cancel()
         await asyncio.gather(*self._orphans, return_exceptions=True)
 
-
-async def _outlive(task: asyncio.Future[T], undo: Callable[[T], Awaitable[None]]) -> None:
-    # Nobody is left to hear how it went.
-    with contextlib.suppress(Exception):
-        await undo(await task)
+    async def _outlive(self, task: asyncio.Future[T], undo: Callable[[T], Awaitable[None]]) -> None:
+        # Nobody is left to hear how it went.
+        try:
+            with contextlib.suppress(Exception):
+                await undo(await task)
+        finally:
+            self._abandoned.discard(task)
 
 
 class UncancelledTransport(httpx.AsyncBaseTransport):
-    """A transport whose exchanges, and the reads of their bodies, are never cancelled half-way."""
+    """A transport whose exchanges, and the reads of their bodies, are never cancelled half-way.
 
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+    Args:
+        inner: The transport of httpx.
+        max_buffered: Bytes after which no more is read of a body that is wanted whole; None reads
+            them all.
+    """
+
+    def __init__(self, inner: httpx.AsyncHTTPTransport, max_buffered: int | None) -> None:
         self.inner = inner
+        self._max_buffered = math.inf if max_buffered is None else max_buffered
         self._steps = Steps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.extensions.get(BUFFERED):
+            # One step, and not one for each piece of the body: every step is a task.
+            return await self._steps.run(self._whole(request), httpx.Response.aclose)
         response = await self._steps.run(self._exchange(request), httpx.Response.aclose)
-        if isinstance(response.stream, httpx.AsyncByteStream) and not response.is_closed:
-            response.stream = _UncancelledBody(response.stream, self._steps)
+        response.stream = _UncancelledBody(_body_of(response), self._steps)
         return response
 
     async def aclose(self) -> None:
@@ -67,6 +94,29 @@ class UncancelledTransport(httpx.AsyncBaseTransport):
 
     async def _exchange(self, request: httpx.Request) -> httpx.Response:
         return await self.inner.handle_async_request(request)
+
+    async def _whole(self, request: httpx.Request) -> httpx.Response:
+        response = await self.inner.handle_async_request(request)
+        body, chunks, size = _body_of(response), list[bytes](), 0
+        try:
+            async for chunk in body:
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self._max_buffered or self._steps.is_abandoned():
+                    break
+        finally:
+            await body.aclose()
+        response.stream = _Chunks(chunks)
+        return response
+
+
+class _Chunks(httpx.AsyncByteStream):
+    def __init__(self, chunks: Sequence[bytes]) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            yield chunk
 
 
 class _UncancelledBody(httpx.AsyncByteStream):
@@ -84,6 +134,10 @@ class _UncancelledBody(httpx.AsyncByteStream):
 
     async def _too_late(self, _chunk: bytes | None) -> None:
         await self._inner.aclose()
+
+
+def _body_of(response: httpx.Response) -> httpx.AsyncByteStream:
+    return cast("httpx.AsyncByteStream", response.stream)
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

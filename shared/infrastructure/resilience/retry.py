@@ -189,7 +189,8 @@ class RetryLayer:
             return "refused"
         if call.verdict is _VOID:
             return "void"
-        if call.verdict is Verdict.BUSY and not self._config.retry_busy:
+        is_answer = not isinstance(call.last, Exception)
+        if call.verdict is Verdict.BUSY and is_answer and not self._config.retry_busy:
             return "busy"
         if call.attempts > self._config.max_retries:
             return "attempts"

@@ -6,7 +6,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from shared.infrastructure.http.errors import RemoteProtocolViolationError
 
-_MAX_FIELDS = 256
+MAX_FIELDS = 256
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 
 
@@ -14,15 +14,12 @@ class _StopError(Exception):
     """Makes the parser read no further."""
 
 
-class Answer:
-    """The answer to one request, as far as it has arrived.
-
-    Each answer has a parser of its own, so that nothing of one exchange can reach another.
+class Received:
+    """The answer to one request, as far as it has arrived, in whatever version of HTTP.
 
     Args:
         bodiless: The request was a HEAD: what the fields say of a body is about none.
-        max_head: Bytes that the head may have, informational answers included, and that may pass
-            without a byte of body later on.
+        max_head: Bytes that the head may have, informational answers included.
 
     Attributes:
         status: Status code; 0 until the head is complete.
@@ -33,13 +30,11 @@ class Answer:
         buffered: Their size in bytes.
         has_begun: At least one byte has arrived.
         is_over: The answer is complete.
-        is_reusable: The connection may carry another exchange after it.
     """
 
     __slots__ = (
-        *("_bodiless", "_chunked", "_max_head", "_parser", "_problem", "_quiet", "buffered"),
-        *("chunks", "has_begun", "headers", "http_version", "is_over", "is_reusable", "reason"),
-        "status",
+        *("_bodiless", "_max_head", "buffered", "chunks", "has_begun", "headers", "http_version"),
+        *("is_over", "reason", "status"),
     )
 
     def __init__(self, *, bodiless: bool, max_head: int) -> None:
@@ -48,13 +43,45 @@ class Answer:
         self.http_version = b"HTTP/1.1"
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunks: list[bytes] = []
-        self.buffered = 0
+        self.buffered: int = 0
         self.has_begun = False
         self.is_over = False
-        self.is_reusable = False
         self._bodiless = bodiless
-        self._chunked = False
         self._max_head = max_head
+
+    def drop(self) -> None:
+        """Read no more; what has arrived stays."""
+
+    def take(self) -> bytes:
+        """Return what has arrived of the body since the last time."""
+        chunks = self.chunks
+        if not chunks:
+            return b""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.buffered = 0
+        return data
+
+
+class Answer(Received):
+    """An answer in HTTP/1.
+
+    Each answer has a parser of its own, so that nothing of one exchange can reach another.
+
+    Args:
+        bodiless: As for `Received`.
+        max_head: As for `Received`; and bytes that may pass without a byte of body later on.
+
+    Attributes:
+        is_reusable: The connection may carry another exchange after it.
+    """
+
+    __slots__ = ("_chunked", "_parser", "_problem", "_quiet", "is_reusable")
+
+    def __init__(self, *, bodiless: bool, max_head: int) -> None:
+        super().__init__(bodiless=bodiless, max_head=max_head)
+        self.is_reusable = False
+        self._chunked = False
         self._problem = ""
         self._quiet = 0
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
@@ -106,16 +133,6 @@ class Answer:
         """Read no more; what has arrived stays."""
         self._parser = None  # which refers to us
 
-    def take(self) -> bytes:
-        """Return what has arrived of the body since the last time."""
-        chunks = self.chunks
-        if not chunks:
-            return b""
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self.buffered = 0
-        return data
-
     def on_message_begin(self) -> None:
         if self.is_over:
             raise _StopError
@@ -147,8 +164,8 @@ class Answer:
             self.headers.clear()
             self._chunked = False
             return
-        if len(self.headers) > _MAX_FIELDS:
-            self._stop(f"the answer has more than {_MAX_FIELDS} header fields")
+        if len(self.headers) > MAX_FIELDS:
+            self._stop(f"the answer has more than {MAX_FIELDS} header fields")
         if b"\x00" in self.reason:
             self._stop("the reason phrase has a NUL")
         self.status = status

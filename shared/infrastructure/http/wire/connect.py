@@ -7,19 +7,22 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from itertools import chain, zip_longest
-from typing import Any
+from typing import TypeVar
 
-from shared.infrastructure.http.errors import ConnectFailedError, ConnectTimeoutError
-from shared.infrastructure.http.wire.connection import Connection, tls_reason
+from shared.infrastructure.http.dial import Address, AddressCheck, first_open, resolve
+from shared.infrastructure.http.errors import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    TLSFailedError,
+)
+from shared.infrastructure.http.tls_failure import tls_reason, tls_words
+from shared.infrastructure.http.wire.alpn import HTTP1
 from shared.infrastructure.http.wire.origin import Origin
 from shared.infrastructure.resilience import Clock, ConfigurationError
 from shared.infrastructure.resilience.timeout import TimeLimit
 
-Address = tuple[socket.AddressFamily, tuple[Any, ...]]
+P = TypeVar("P", bound=asyncio.Protocol)
 
-# RFC 8305, section 8: how long an address may take before the next one is tried beside it.
-_HEAD_START = 0.25
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 
@@ -28,10 +31,11 @@ class Connector:
 
     Args:
         tls: Returns the context for https; asked once, when the first such connection is opened.
-            Its ALPN protocols are set to HTTP/1.1.
+            Its ALPN protocols are set to `alpn`.
         uds: Path of a Unix socket to connect to, whatever the host; None connects over TCP.
         check_address: Called with each IP address of a host before any of them is connected to;
             what it raises ends the request. A guard against requests to internal addresses.
+        alpn: Versions of HTTP offered with TLS, the preferred one first.
         clock: Source of monotonic time.
     """
 
@@ -40,24 +44,25 @@ class Connector:
         tls: Callable[[], ssl.SSLContext],
         *,
         uds: str | None,
-        check_address: Callable[[str], None] | None,
+        check_address: AddressCheck | None,
+        alpn: Sequence[str] = HTTP1,
         clock: Clock,
     ) -> None:
         self._make_tls = tls
         self._tls: ssl.SSLContext | None = None
         self._uds = uds
         self._check_address = check_address
+        self._alpn = list(alpn)
         self._clock = clock
         if uds is not None and not hasattr(socket, "AF_UNIX"):
             raise ConfigurationError("this platform has no Unix sockets; leave `uds` out")
 
-    async def connect(
-        self, origin: Origin, make: Callable[[], Connection], limit: float | None
-    ) -> Connection:
-        """Return a connection to `origin` with TLS, if it has TLS, established.
+    async def connect(self, origin: Origin, make: Callable[[], P], limit: float | None) -> P:
+        """Return what `make` made for a connection to `origin`; TLS, if it has TLS, is established.
 
         Raises:
             ConnectFailedError: There is none to be had; the message says why.
+            TLSFailedError: Nor will there be: TLS has an objection that stays.
             ConnectTimeoutError: Nor was there within `limit` seconds.
         """
         try:
@@ -66,13 +71,16 @@ class Connector:
             with TimeLimit(limit, ConnectTimeoutError, "connecting", self._clock):
                 return await self._connect(origin, make)
         except (OSError, UnicodeError) as exc:
-            raise ConnectFailedError(_reason(exc), host=origin.authority) from exc
+            raise _failure(exc, origin.authority) from exc
 
-    async def _connect(self, origin: Origin, make: Callable[[], Connection]) -> Connection:
+    async def _connect(self, origin: Origin, make: Callable[[], P]) -> P:
         loop = asyncio.get_running_loop()
         tls = self._context() if origin.is_tls else None
         sock = await self._socket(origin)
         name = origin.host if origin.is_tls else None
+        if tls is not None:
+            # Each time, and only now: others may use the same context and offer something else.
+            tls.set_alpn_protocols(self._alpn)
         # Whatever goes wrong from here on, asyncio closes the socket.
         if self._uds is None:
             made = await loop.create_connection(make, sock=sock, ssl=tls, server_hostname=name)
@@ -83,35 +91,13 @@ class Connector:
     async def _socket(self, origin: Origin) -> socket.socket:
         if self._uds is not None:
             return await _open((socket.AF_UNIX, (self._uds,)))
-        addresses = await _resolve(origin.host, origin.port)
-        if self._check_address is not None:
-            for _, (ip, *_rest) in addresses:
-                self._check_address(ip)
-        return await _open_first(addresses, self._clock)
+        addresses = await resolve(origin.host, origin.port, self._check_address)
+        return await first_open(addresses, _open, socket.socket.close, self._clock)
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
             self._tls = self._make_tls()
-        # Each time: others may use the same context and offer HTTP/2.
-        self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
-
-
-async def _resolve(host: str, port: int) -> list[Address]:
-    """Return the addresses of `host`, families in turn, the preferred one first."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return [(family, (host, port))]
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    by_family: dict[socket.AddressFamily, list[Address]] = {}
-    for family, _, _, _, address in found:
-        by_family.setdefault(family, []).append((family, address))
-    in_turn = chain.from_iterable(zip_longest(*by_family.values()))
-    return [address for address in in_turn if address is not None]
 
 
 async def _open(address: Address) -> socket.socket:
@@ -130,60 +116,15 @@ async def _open(address: Address) -> socket.socket:
     return sock
 
 
-async def _open_first(addresses: Sequence[Address], clock: Clock) -> socket.socket:
-    """Return a socket to the first address that answers (RFC 8305, "happy eyeballs")."""
-    if len(addresses) == 1:
-        return await _open(addresses[0])
-    untried = list(reversed(addresses))
-    racing: set[asyncio.Task[socket.socket]] = set()
-    failure: BaseException = OSError("no address")
-    try:
-        while untried or racing:
-            if untried:
-                racing.add(asyncio.create_task(_open(untried.pop())))
-            for task in await _first_done(racing, clock if untried else None):
-                racing.discard(task)
-                if (error := task.exception()) is None:
-                    return task.result()
-                failure = error
-    finally:
-        for task in racing:
-            task.cancel()
-            task.add_done_callback(_close_late)
-    raise failure
-
-
-async def _first_done(
-    racing: set[asyncio.Task[socket.socket]], clock: Clock | None
-) -> list[asyncio.Task[socket.socket]]:
-    """Wait for one of `racing`; with a clock, only for the head start."""
-    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def wake(_: object = None) -> None:
-        if not woken.done():
-            woken.set_result(None)
-
-    timer = None if clock is None else clock.call_later(_HEAD_START, wake)
-    for task in racing:
-        task.add_done_callback(wake)
-    try:
-        await woken
-    finally:
-        if timer is not None:
-            timer.cancel()
-        for task in racing:
-            task.remove_done_callback(wake)
-    return [task for task in racing if task.done()]
-
-
-def _close_late(task: asyncio.Task[socket.socket]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
+def _failure(exc: OSError | UnicodeError, host: str) -> ConnectFailedError:
+    if isinstance(exc, ssl.SSLError) and (reason := tls_reason(exc, in_handshake=True)):
+        return TLSFailedError(reason, host=host)
+    return ConnectFailedError(_reason(exc), host=host)
 
 
 def _reason(exc: OSError | UnicodeError) -> str:
     if isinstance(exc, ssl.SSLError):
-        return f"TLS: {tls_reason(exc)}"
+        return f"TLS: {tls_words(exc)}"
     if isinstance(exc, UnicodeError):
         return "no address for this name: it is not a valid one"
     if isinstance(exc, ConnectionRefusedError):

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import select
-import ssl
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, cast
 
 from shared.infrastructure.http.errors import (
-    ConnectFailedError,
     LocalProtocolViolationError,
     ReadFailedError,
     ReadTimeoutError,
     RemoteProtocolViolationError,
     UpstreamError,
-    WriteFailedError,
     WriteTimeoutError,
 )
-from shared.infrastructure.http.wire.errors import StaleConnectionError
+from shared.infrastructure.http.wire.answer import Answer
 from shared.infrastructure.http.wire.exchange import Exchange, Limits
+from shared.infrastructure.http.wire.link import TICK, Link, Owner, broken
 from shared.infrastructure.http.wire.origin import Origin
-from shared.infrastructure.http.wire.request import Body, Head
+from shared.infrastructure.http.wire.request import Body, Head, Request, encode_head
 from shared.infrastructure.resilience import Clock
 from shared.infrastructure.resilience.clock import TimerHandle
 
@@ -29,60 +24,30 @@ from shared.infrastructure.resilience.clock import TimerHandle
 _HIGH_WATER = 256 * 1024
 # What is handed to the kernel between two looks at whether the service still wants it.
 _PIECE = 128 * 1024
-# A timer may fire that much early.
-_TICK = 0.001
 
 
-class Owner(Protocol):
-    """Whoever lends connections out."""
-
-    def idle(self, connection: Connection) -> None:
-        """Take `connection` back; it may carry another exchange."""
-        ...
-
-    def lost(self, connection: Connection) -> None:
-        """Take note that the socket of `connection` is closed."""
-        ...
-
-
-class Connection(asyncio.Protocol):
-    """A connection to one origin.
+class Connection(Link):
+    """A connection that speaks HTTP/1.1.
 
     Args:
         origin: Where it leads.
         owner: Told when it is idle and when it is lost.
         clock: Source of monotonic time.
-
-    Attributes:
-        origin: Where it leads.
-        is_busy: Lent out by its owner.
-        idle_since: When it was last given back.
-        carried: Exchanges begun on it.
-        is_lost: Its socket is closed.
+        max_head: Bytes that the head of an answer may have.
     """
 
-    def __init__(self, origin: Origin, owner: Owner, clock: Clock) -> None:
-        self.origin = origin
-        self.is_busy = False
-        self.idle_since = 0.0
-        self.carried = 0
-        self.is_lost = False
-        self._owner = owner
-        self._clock = clock
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._exchange: Exchange | None = None
-        self._is_full = False
+    def __init__(self, origin: Origin, owner: Owner, clock: Clock, max_head: int) -> None:
+        super().__init__(origin, owner, clock, max_head)
+        self._exchange: Exchange[Answer] | None = None
         self._is_held = False
         self._is_writing = False
-        self._inbox: select.poll | None = None
         self._unsent = 0
         self._limit: float | None = None
         self._since = 0.0
         self._timer: TimerHandle | None = None
         self._due = 0.0
 
-    async def send(self, exchange: Exchange, head: Head, body: Body, limits: Limits) -> None:
+    async def send(self, request: Request, limits: Limits) -> Exchange[Answer]:
         """Send a request and wait for the head of its answer.
 
         Whatever ends this early, cancellation included, ends the connection.
@@ -91,7 +56,11 @@ class Connection(asyncio.Protocol):
             UpstreamError: The exchange failed.
             LocalProtocolViolationError: The body has not the length its head declares.
         """
-        self._exchange = exchange
+        head, body = request.head, request.body
+        if not isinstance(head, Head):
+            head = encode_head(request.method, request.target, request.host, request.headers)
+        answer = Answer(bodiless=request.method == b"HEAD", max_head=self._max_head)
+        exchange = self._exchange = Exchange(answer, self, closes=head.closes)
         self.carried += 1
         if self.is_lost:
             self._over(None)
@@ -100,7 +69,7 @@ class Connection(asyncio.Protocol):
                 exchange.is_sent = await self._push(exchange, head.data + body, limits)
             else:
                 exchange.is_sent = await self._upload(exchange, head, body, limits)
-            answer, limit = exchange.answer, limits.get("read")
+            limit = limits.get("read")
             while not answer.status:
                 if exchange.error is not None:
                     raise exchange.error
@@ -108,9 +77,10 @@ class Connection(asyncio.Protocol):
         except BaseException:
             self.give_up(exchange)
             raise
+        return exchange
 
     async def wait(
-        self, exchange: Exchange, limit: float | None, *, is_writing: bool = False
+        self, exchange: Exchange[Answer], limit: float | None, *, is_writing: bool = False
     ) -> None:
         """Wait for the next event; silence for longer than `limit` seconds is one too."""
         waiter = exchange.waiter = self._loop.create_future()
@@ -126,55 +96,28 @@ class Connection(asyncio.Protocol):
         finally:
             exchange.waiter = None
 
-    def give_up(self, exchange: Exchange) -> None:
+    def give_up(self, exchange: Exchange[Answer]) -> None:
         """End an exchange that nobody wants any more, and the connection with it."""
         if self._exchange is exchange:
             self._fail(ReadFailedError("the exchange was given up"))
 
-    def give_up_soon(self, exchange: Exchange) -> None:
+    def give_up_soon(self, exchange: Exchange[Answer]) -> None:
         """Do so from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.give_up, exchange)
 
-    def read_on(self) -> None:
+    def read_on(self, _exchange: Exchange[Answer]) -> None:
         """Read again, after a pause that the unread body made necessary."""
         if self._is_held and self._transport is not None:
             self._is_held = False
             self._transport.resume_reading()
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether a request can be sent on it, as far as is known."""
-        return self._transport is not None and not self._transport.is_closing()
-
-    def is_quiet(self) -> bool:
-        """Tell whether it is usable and nothing has come in since the last answer.
-
-        A busy loop may not have seen yet that the service closed it, or sent what nobody asked for.
-        """
-        if not self.is_usable:
-            return False
-        if self._inbox is None and self._transport is not None and hasattr(select, "poll"):
-            self._inbox = select.poll()
-            self._inbox.register(self._transport.get_extra_info("socket"), select.POLLIN)
-        return self._inbox is None or not self._inbox.poll(0)
-
     def close(self, reason: str = "the connection was closed") -> None:
         """Close the socket within a turn of the loop; an exchange on it fails."""
         if self._exchange is not None:
             self._fail(ReadFailedError(reason))
-        elif self._transport is not None:
-            # Not `close`, which would wait for a peer that may have stopped listening.
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not every event loop's transports are subclasses.
-        self._transport = cast("asyncio.Transport", transport)
-        # So `_is_full` means that the kernel has not yet taken everything.
-        self._transport.set_write_buffer_limits(high=1, low=0)
-
-    def pause_writing(self) -> None:
-        self._is_full = True
+        else:
+            super().close()
 
     def resume_writing(self) -> None:
         self._is_full = False
@@ -211,7 +154,9 @@ class Connection(asyncio.Protocol):
         self._over(exc)
         self._owner.lost(self)
 
-    async def _upload(self, exchange: Exchange, head: Head, body: Body, limits: Limits) -> bool:
+    async def _upload(
+        self, exchange: Exchange[Answer], head: Head, body: Body, limits: Limits
+    ) -> bool:
         goes_on = await self._push(exchange, head.data, limits)
         left = head.length
         async for chunk in _once(body) if isinstance(body, bytes) else body:
@@ -231,7 +176,7 @@ class Connection(asyncio.Protocol):
             raise LocalProtocolViolationError("the body is shorter than declared")
         return goes_on
 
-    async def _push(self, exchange: Exchange, data: bytes, limits: Limits) -> bool:
+    async def _push(self, exchange: Exchange[Answer], data: bytes, limits: Limits) -> bool:
         """Hand `data` to the kernel; return False if the service does not want all of it."""
         transport = self._transport
         for piece in (data,) if len(data) <= _PIECE else _pieces(data):
@@ -243,7 +188,7 @@ class Connection(asyncio.Protocol):
                 await self.wait(exchange, limits.get("write"), is_writing=True)
         return not self._is_full
 
-    def _finish(self, exchange: Exchange) -> None:
+    def _finish(self, exchange: Exchange[Answer]) -> None:
         self._exchange = None
         exchange.end()
         fit = exchange.answer.is_reusable and exchange.is_sent and not exchange.closes
@@ -273,22 +218,9 @@ class Connection(asyncio.Protocol):
             else:
                 self._finish(exchange)
             return
-        self._fail(self._broken(exchange, exc), exc)
-
-    def _broken(self, exchange: Exchange, exc: Exception | None) -> UpstreamError:
-        reason = "the service closed the connection" if exc is None else str(exc)
-        if exchange.answer.has_begun:
-            return ReadFailedError(f"{reason}, within its answer")
-        if self.carried > 1:
-            return StaleConnectionError(f"{reason}, which had been kept, without answering")
-        if isinstance(exc, ssl.SSLError):
-            # TLS 1.3 lets a client go on before the service has looked at its certificate.
-            return ConnectFailedError(f"TLS: {tls_reason(exc)}")
-        if not exchange.is_sent:
-            return WriteFailedError(f"{reason}, within the request")
-        if exc is None:
-            return RemoteProtocolViolationError(f"{reason} without answering")
-        return ReadFailedError(f"{reason}, before it answered")
+        has_begun, is_kept = exchange.answer.has_begun, self.carried > 1
+        why = broken(exc, has_begun=has_begun, is_kept=is_kept, is_sent=exchange.is_sent)
+        self._fail(why, exc)
 
     def _arm(self, seconds: float) -> None:
         if self._timer is not None:
@@ -306,19 +238,12 @@ class Connection(asyncio.Protocol):
             if unsent < self._unsent:
                 self._unsent, self._since = unsent, self._clock.now()
         left = self._since + limit - self._clock.now()
-        if left > _TICK:
+        if left > TICK:
             self._arm(left)
         elif self._is_writing:
             self._fail(WriteTimeoutError(f"the service took nothing for {limit:g} s"))
         else:
             self._fail(ReadTimeoutError(f"the service said nothing for {limit:g} s"))
-
-
-def tls_reason(exc: ssl.SSLError) -> str:
-    """Return what TLS objects to, in words."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return exc.verify_message
-    return (exc.reason or str(exc)).replace("_", " ").lower()
 
 
 def _pieces(data: bytes) -> Iterator[memoryview]:

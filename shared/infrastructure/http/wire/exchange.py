@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from shared.infrastructure.http.errors import UpstreamError
-from shared.infrastructure.http.wire.answer import Answer
+from shared.infrastructure.http.wire.answer import Received
+
+A = TypeVar("A", bound=Received)
 
 Limits = Mapping[str, float | None]
 """Seconds for `connect`, `read`, `write` and `pool`; None or nothing is no limit."""
@@ -18,25 +20,25 @@ class Carrier(Protocol):
     """What an exchange needs of its connection."""
 
     async def wait(
-        self, exchange: Exchange, limit: float | None, *, is_writing: bool = False
+        self, exchange: Any, limit: float | None, /, *, is_writing: bool = False
     ) -> None:
         """Wait for the next event; silence for longer than `limit` seconds is one too."""
         ...
 
-    def read_on(self) -> None:
+    def read_on(self, exchange: Any, /) -> None:
         """Read again, after a pause that the unread body made necessary."""
         ...
 
-    def give_up(self, exchange: Exchange) -> None:
-        """End an exchange that nobody wants any more, and the connection with it."""
+    def give_up(self, exchange: Any, /) -> None:
+        """End an exchange that nobody wants any more."""
         ...
 
-    def give_up_soon(self, exchange: Exchange) -> None:
+    def give_up_soon(self, exchange: Any, /) -> None:
         """Do so from any thread."""
         ...
 
 
-class Exchange:
+class Exchange(Generic[A]):
     """A request under way: its answer, and whoever waits for the next event.
 
     Attributes:
@@ -50,7 +52,7 @@ class Exchange:
 
     __slots__ = ("answer", "closes", "connection", "error", "is_sent", "waiter")
 
-    def __init__(self, answer: Answer, connection: Carrier, *, closes: bool) -> None:
+    def __init__(self, answer: A, connection: Carrier, *, closes: bool) -> None:
         self.answer = answer
         self.closes = closes
         self.connection: Carrier | None = connection
@@ -88,16 +90,16 @@ class ReceivedBody:
 
     __slots__ = ("__weakref__", "_exchange", "_limit")
 
-    def __init__(self, exchange: Exchange, limit: float | None) -> None:
+    def __init__(self, exchange: Exchange[Any], limit: float | None) -> None:
         self._exchange = exchange
         self._limit = limit
 
     def take(self) -> bytes:
         """Return what has arrived since the last time, without waiting."""
         exchange = self._exchange
-        data = exchange.answer.take()
+        data: bytes = exchange.answer.take()
         if data and exchange.connection is not None:
-            exchange.connection.read_on()
+            exchange.connection.read_on(exchange)
         return data
 
     async def more(self) -> bytes:
@@ -121,7 +123,7 @@ class ReceivedBody:
         return self.take()
 
     def close(self) -> None:
-        """Want no more of it; if more was to come, the connection is closed."""
+        """Want no more of it; if more was to come, what carries it is ended."""
         if self._exchange.connection is not None:
             self._exchange.connection.give_up(self._exchange)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from shared.infrastructure.http.config import ConnectionPoolConfig
 from shared.infrastructure.http.errors import (
@@ -10,12 +11,16 @@ from shared.infrastructure.http.errors import (
     PoolTimeoutError,
     UpstreamError,
 )
-from shared.infrastructure.http.wire.answer import Answer
+from shared.infrastructure.http.wire.alpn import Negotiation
 from shared.infrastructure.http.wire.connect import Connector
 from shared.infrastructure.http.wire.connection import Connection
 from shared.infrastructure.http.wire.exchange import Exchange, Limits
+from shared.infrastructure.http.wire.http2_connection import Http2Connection
+from shared.infrastructure.http.wire.http2_head import encode_http2_head
+from shared.infrastructure.http.wire.link import Link
 from shared.infrastructure.http.wire.origin import Origin
-from shared.infrastructure.http.wire.request import Body, Headers, encode_head
+from shared.infrastructure.http.wire.request import Body, Headers, Request, encode_head
+from shared.infrastructure.http.wire.sharing import Sharing
 from shared.infrastructure.resilience import (
     Bulkhead,
     BulkheadConfig,
@@ -30,13 +35,14 @@ class Pool:
     """Connections to any number of origins, no more of them than its bound.
 
     A slot is the right to own one socket that carries an exchange; slots go out in order of
-    arrival. An exchange gives its slot back when its answer has arrived, whether or not anybody
-    has read it, or when its socket is closed.
+    arrival. The slot comes back when the answer has arrived, whether or not anybody has read it,
+    or when the socket is closed. With HTTP/2 many exchanges share a connection, and its slot.
 
     Args:
         config: Bounds.
         connector: Opens connections.
         max_header_size: Bytes that the head of an answer may have.
+        http2: Speak HTTP/2 where the service does.
         clock: Source of monotonic time.
     """
 
@@ -46,6 +52,7 @@ class Pool:
         connector: Connector,
         *,
         max_header_size: int,
+        http2: bool = False,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -53,10 +60,11 @@ class Pool:
         self._max_head = max_header_size
         self._clock = clock
         self._slots = Bulkhead(BulkheadConfig(max_concurrent=config.max_connections), clock=clock)
-        self._connections: set[Connection] = set()
-        self._connecting: set[asyncio.Task[Connection]] = set()
+        self._connections: set[Link] = set()
+        self._connecting: set[asyncio.Task[Link]] = set()
+        self._sharing = Sharing(clock) if http2 else None
         # Of each origin, the longest idle one first.
-        self._idle: dict[Origin, dict[Connection, None]] = {}
+        self._idle: dict[Origin, dict[Link, None]] = {}
         self._idle_count = 0
         self._reaper: TimerHandle | None = None
         self._is_trimming = False
@@ -73,7 +81,7 @@ class Pool:
         headers: Headers,
         body: Body,
         limits: Limits,
-    ) -> Exchange:
+    ) -> Exchange[Any]:
         """Send a request and return once the head of its answer is there.
 
         Args:
@@ -88,24 +96,29 @@ class Pool:
             UpstreamError: The exchange failed.
             ConfigurationError: The pool is closed, or belongs to another event loop.
         """
+        sharing = self._sharing if origin.is_tls else None
+        encode = encode_head if sharing is None else encode_http2_head
+        host = origin.authority.encode()
         try:
-            head = encode_head(method, target, origin.authority.encode(), headers)
+            head = encode(method, target, host, headers)
             if isinstance(body, bytes) and head.length not in {None, len(body)}:
                 raise LocalProtocolViolationError("the body has not the length declared")
             self._check_loop()
-            if not self._slots.try_acquire():
-                await self._wait_for_slot(limits.get("pool"))
-            connection = self._kept(origin)
-            if connection is None:
-                connection = await self._open(origin, limits.get("connect"))
+            connection: Link | None
+            if sharing is not None:
+                connection = await self._place(sharing, origin, limits)
+            else:
+                if not self._slots.try_acquire():
+                    await self._wait_for_slot(limits.get("pool"))
+                connection = self._kept(origin)
+                if connection is None:
+                    connection = await self._open(origin, limits.get("connect"))
             self._requests += 1
-            answer = Answer(bodiless=method == b"HEAD", max_head=self._max_head)
-            exchange = Exchange(answer, connection, closes=head.closes)
-            await connection.send(exchange, head, body, limits)
+            request = Request(method, target, host, headers, body, head)
+            return await connection.send(request, limits)
         except UpstreamError as error:
             error.host = origin.authority
             raise
-        return exchange
 
     def stats(self) -> dict[str, int]:
         """Return what there is of connections, and what was done with them.
@@ -117,7 +130,7 @@ class Pool:
             "open": len(self._connections),
             "idle": self._idle_count,
             "connecting": len(self._connecting),
-            "waiting": self._slots.snapshot()["waiting"],
+            "waiting": self._waiting(),
             "requests": self._requests,
             "reused": self._reused,
         }
@@ -136,8 +149,10 @@ class Pool:
         while self._connections or self._connecting:  # noqa: ASYNC110 - gone in a turn or two
             await asyncio.sleep(0)
 
-    def idle(self, connection: Connection) -> None:
+    def idle(self, connection: Link) -> None:
         """Take back a connection that may carry another exchange."""
+        if self._sharing is not None:
+            self._sharing.retire(connection)
         if self._is_closed or not self._config.max_keepalive_connections:
             connection.close()
             return
@@ -154,13 +169,47 @@ class Pool:
             loop.call_soon(loop.call_soon, self._trim)
         self._slots.release()
 
-    def lost(self, connection: Connection) -> None:
+    def retired(self, connection: Link) -> None:
+        """Lend `connection` to nobody else; what it carries may go on."""
+        if self._sharing is not None:
+            self._sharing.retire(connection)
+
+    def lost(self, connection: Link) -> None:
         """Take note that the socket of a connection is closed."""
         self._connections.discard(connection)
         if connection.is_busy:
+            connection.is_busy = False
             self._slots.release()
         else:
             self._forget(connection)
+
+    async def _place(self, sharing: Sharing, origin: Origin, limits: Limits) -> Link:
+        """Return a connection with a place for one more exchange on it, taken."""
+        while True:
+            shared = await sharing.join(origin, limits)
+            if shared is not None:
+                self._reused += 1
+                return shared
+            if not self._slots.try_acquire():
+                await self._wait_for_slot(limits.get("pool"))
+                if origin in sharing:
+                    self._slots.release()
+                    continue
+            connection = self._kept(origin)
+            if connection is None:
+                with sharing.opening(origin):
+                    connection = await self._open(origin, limits.get("connect"))
+                    sharing.share(connection)
+            else:
+                sharing.share(connection)
+            if not isinstance(connection, Http2Connection):
+                return connection
+            if await connection.enter(limits.get("pool")):
+                return connection
+
+    def _waiting(self) -> int:
+        waiting: int = self._slots.snapshot()["waiting"]
+        return waiting if self._sharing is None else waiting + self._sharing.waiting
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -187,7 +236,7 @@ class Pool:
             self._slots.release()
             self._check_open()
 
-    def _kept(self, origin: Origin) -> Connection | None:
+    def _kept(self, origin: Origin) -> Link | None:
         """Return the idle connection that was used last; close those that are too old."""
         kept = self._idle.get(origin)
         while kept:
@@ -201,7 +250,7 @@ class Pool:
             connection.close()
         return None
 
-    async def _open(self, origin: Origin, limit: float | None) -> Connection:
+    async def _open(self, origin: Origin, limit: float | None) -> Link:
         """Open a connection for a slot just taken, which is the connection's from then on."""
         task = None
         try:
@@ -224,10 +273,8 @@ class Pool:
                 self._connecting.discard(task)
         return connection
 
-    async def _connect(self, origin: Origin, limit: float | None) -> Connection:
-        connection = await self._connector.connect(
-            origin, lambda: Connection(origin, self, self._clock), limit
-        )
+    async def _connect(self, origin: Origin, limit: float | None) -> Link:
+        connection = await self._connected(origin, limit)
         connection.is_busy = True
         self._connections.add(connection)
         if connection.is_lost:
@@ -235,6 +282,15 @@ class Pool:
         if task := asyncio.current_task():
             self._connecting.discard(task)
         return connection
+
+    async def _connected(self, origin: Origin, limit: float | None) -> Link:
+        def make(kind: type[Link] = Connection) -> Link:
+            return kind(origin, self, self._clock, self._max_head)
+
+        if self._sharing is None or not origin.is_tls:
+            return await self._connector.connect(origin, make, limit)
+        negotiation = await self._connector.connect(origin, lambda: Negotiation(make), limit)
+        return negotiation.link
 
     async def _make_room(self) -> None:
         """Wait until one more socket is within the bound; idle ones have to go."""
@@ -255,7 +311,7 @@ class Pool:
         self._forget(oldest)
         oldest.close()
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: Link) -> None:
         kept = self._idle.get(connection.origin)
         if kept is not None and connection in kept:
             del kept[connection]

@@ -14,10 +14,30 @@ Body = bytes | AsyncIterable[bytes]
 # RFC 9110, section 5.6.2, and section 5.5: a field value is made of these, and of nothing that
 # could end a line.
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 _VISIBLE = bytes(range(0x21, 0x7F))
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+
+
+class Request(NamedTuple):
+    """A request, and its head in the version of HTTP that will most likely carry it.
+
+    Attributes:
+        method: Request method.
+        target: Path and query.
+        host: Value of the Host field if `headers` have none.
+        headers: Names and values.
+        body: All of it, or what yields it; delimited as `headers` say.
+        head: Its head, as some encoder has made it.
+    """
+
+    method: bytes
+    target: bytes
+    host: bytes
+    headers: Headers
+    body: Body
+    head: object
 
 
 class Head(NamedTuple):
@@ -46,16 +66,13 @@ def encode_head(method: bytes, target: bytes, host: bytes, headers: Headers) -> 
     Raises:
         LocalProtocolViolationError: Something in it would not be read as what it was meant to be.
     """
-    if not method or method.translate(None, _TOKEN):
-        raise LocalProtocolViolationError("the method is not an HTTP token")
-    if not target or target.translate(None, _VISIBLE):
-        raise LocalProtocolViolationError("the target has characters that no URL may have")
+    check_target(method, target)
     lines: list[bytes] = []
     framing: dict[bytes, bytes] = {}
     for name, value in headers:
-        key = _framing_key(name)
+        key = framing_key(name)
         if key is not None:
-            _note(framing, key, value)
+            note_framing(framing, key, value)
             if key == b"host":
                 lines.insert(0, b"%b: %b\r\n" % (name, value))
                 continue
@@ -64,13 +81,25 @@ def encode_head(method: bytes, target: bytes, host: bytes, headers: Headers) -> 
         lines.insert(0, b"Host: %b\r\n" % host)
     data = b"".join((method, b" ", target, b" HTTP/1.1\r\n", *lines, b"\r\n"))
     # What is left without the legal characters must be the line ends written above.
-    if data.translate(None, _TEXT) != b"\r\n" * (len(lines) + 2):
+    if data.translate(None, TEXT) != b"\r\n" * (len(lines) + 2):
         raise LocalProtocolViolationError("a header has a control character in its value")
-    return Head(data, *_delimiter(framing))
+    return Head(data, *delimiter(framing))
+
+
+def check_target(method: bytes, target: bytes) -> None:
+    """Check what a request asks for.
+
+    Raises:
+        LocalProtocolViolationError: No request may ask for that.
+    """
+    if not method or method.translate(None, _TOKEN):
+        raise LocalProtocolViolationError("the method is not an HTTP token")
+    if not target or target.translate(None, _VISIBLE):
+        raise LocalProtocolViolationError("the target has characters that no URL may have")
 
 
 @lru_cache(maxsize=1024)
-def _framing_key(name: bytes) -> bytes | None:
+def framing_key(name: bytes) -> bytes | None:
     """Return the name of a header that decides on framing in lower case, None for any other."""
     if not name or name.translate(None, _TOKEN):
         raise LocalProtocolViolationError("the name of a header is not an HTTP token")
@@ -78,7 +107,12 @@ def _framing_key(name: bytes) -> bytes | None:
     return key if key in _FRAMING else None
 
 
-def _note(framing: dict[bytes, bytes], key: bytes, value: bytes) -> None:
+def note_framing(framing: dict[bytes, bytes], key: bytes, value: bytes) -> None:
+    """Add a header to those that decide on framing.
+
+    Raises:
+        LocalProtocolViolationError: There is one of that name, and two would contradict each other.
+    """
     if key in framing:
         if key != b"connection":
             raise LocalProtocolViolationError(f"two {key.decode()} headers")
@@ -86,7 +120,12 @@ def _note(framing: dict[bytes, bytes], key: bytes, value: bytes) -> None:
     framing[key] = value
 
 
-def _delimiter(framing: dict[bytes, bytes]) -> tuple[int | None, bool]:
+def delimiter(framing: dict[bytes, bytes]) -> tuple[int | None, bool]:
+    """Return the length of the body, None if only its end will tell, and if the connection closes.
+
+    Raises:
+        LocalProtocolViolationError: The headers do not say it, or twice.
+    """
     connection = framing.get(b"connection", b"").lower()
     closes = b"close" in connection and b"close" in [
         option.strip(b" \t") for option in connection.split(b",")

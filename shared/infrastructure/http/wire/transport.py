@@ -1,19 +1,16 @@
-"""The wire for httpx: the only file here that knows httpx."""
+"""The wire as a transport, written once for httpx and httpx2: see `http.library`."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import cast
+from typing import Any, ClassVar, cast
 
-import httpx
-
-from shared.infrastructure.http import errors
 from shared.infrastructure.http.config import ConnectionPoolConfig
 from shared.infrastructure.http.errors import LocalProtocolViolationError, UpstreamError
-from shared.infrastructure.http.transport import dual, for_request
+from shared.infrastructure.http.library import HTTPX, HTTPLibrary
+from shared.infrastructure.http.wire.alpn import EITHER, HTTP1
 from shared.infrastructure.http.wire.connect import Connector
-from shared.infrastructure.http.wire.errors import StaleConnectionError
 from shared.infrastructure.http.wire.exchange import ReceivedBody
 from shared.infrastructure.http.wire.origin import origin_of
 from shared.infrastructure.http.wire.pool import Pool
@@ -22,35 +19,19 @@ from shared.infrastructure.resilience import MONOTONIC, Clock
 
 _POOL = ConnectionPoolConfig()
 
-_DUALS: dict[type[UpstreamError], type[UpstreamError]] = {
-    kind: dual(kind, library)
-    for kind, library in {
-        errors.ConnectFailedError: httpx.ConnectError,
-        errors.ConnectTimeoutError: httpx.ConnectTimeout,
-        errors.PoolTimeoutError: httpx.PoolTimeout,
-        errors.WriteFailedError: httpx.WriteError,
-        errors.WriteTimeoutError: httpx.WriteTimeout,
-        errors.ReadFailedError: httpx.ReadError,
-        errors.ReadTimeoutError: httpx.ReadTimeout,
-        errors.RemoteProtocolViolationError: httpx.RemoteProtocolError,
-        errors.LocalProtocolViolationError: httpx.LocalProtocolError,
-        StaleConnectionError: httpx.ReadError,
-    }.items()
-}
 
-
-class WireTransport(httpx.AsyncBaseTransport):
-    """HTTP/1.1 for httpx on the SDK's own connections.
+class PooledTransport:
+    """HTTP/1.1 and HTTP/2 on the SDK's own connections; use `WireTransport`.
 
     It is for one event loop. Time limits are those of the request (`timeout`); an error is one of
-    `shared.infrastructure.http.errors` and of httpx alike. HTTP/2 and proxies are left to
-    `httpx.AsyncHTTPTransport`, and so are the extensions `sni_hostname`, `trace` and
-    `network_stream`.
+    `shared.infrastructure.http.errors` and of the HTTP library alike. Proxies are left to the
+    library's own transport, and so are the extensions `sni_hostname`, `trace` and `network_stream`.
 
     Args:
         pool: Bounds of the connection pool.
-        tls: Context for https; None is httpx's own, which trusts the authorities of certifi. Its
-            ALPN protocols are set to HTTP/1.1.
+        tls: Context for https; None is the library's own: httpx trusts the authorities of certifi,
+            httpx2 those of the system. Its ALPN protocols are set.
+        http2: Speak HTTP/2 with a service that does: its requests share one connection.
         uds: Path of a Unix socket to connect to instead of the host.
         check_address: Called with each IP address a host resolves to, before any of them is
             connected to; what it raises ends the request. A guard against requests to addresses
@@ -63,27 +44,36 @@ class WireTransport(httpx.AsyncBaseTransport):
         ConfigurationError: The transport is closed, or has connections of another event loop.
     """
 
+    library: ClassVar[HTTPLibrary] = HTTPX
+
     def __init__(
         self,
         pool: ConnectionPoolConfig = _POOL,
         *,
         tls: ssl.SSLContext | None = None,
+        http2: bool = False,
         uds: str | None = None,
         check_address: Callable[[str], None] | None = None,
         max_header_size: int = 64 * 1024,
         clock: Clock = MONOTONIC,
     ) -> None:
         connector = Connector(
-            lambda: tls or httpx.create_ssl_context(trust_env=False),
+            lambda: tls or self.library.default_tls(),
             uds=uds,
             check_address=check_address,
+            alpn=EITHER if http2 else HTTP1,
             clock=clock,
         )
-        self._pool = Pool(pool, connector, max_header_size=max_header_size, clock=clock)
+        self._pool = Pool(
+            pool, connector, max_header_size=max_header_size, http2=http2, clock=clock
+        )
+        self._stream = self.library.stream_class(_Stream)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request and return once the head of its answer is there."""
         url, stream = request.url, request.stream
         limits = request.extensions.get("timeout", {})
+        library = self.library
         try:
             if url.scheme not in {"http", "https"}:
                 raise LocalProtocolViolationError("the URL is neither http nor https")
@@ -92,16 +82,20 @@ class WireTransport(httpx.AsyncBaseTransport):
                 request.method.encode("ascii"),
                 url.raw_path,
                 request.headers.raw,
-                request.content if isinstance(stream, httpx.ByteStream) else cast("Body", stream),
+                # Not `request.content`: a request that follows a redirect has none.
+                b"".join(stream)
+                if isinstance(stream, library.byte_stream)
+                else cast("Body", stream),
                 limits,
             )
-        except UpstreamError as error:
-            raise _for_httpx(error, request) from error.__cause__
+        except UpstreamError as exc:
+            error = library.translated(exc, request)
+            raise error from error.__cause__
         answer = exchange.answer
-        return httpx.Response(
+        return library.response(
             answer.status,
             headers=answer.headers,
-            stream=_Stream(ReceivedBody(exchange, limits.get("read")), request),
+            stream=self._stream(ReceivedBody(exchange, limits.get("read")), request, library),
             extensions={"http_version": answer.http_version, "reason_phrase": answer.reason},
         )
 
@@ -118,22 +112,20 @@ class WireTransport(httpx.AsyncBaseTransport):
         await self._pool.aclose()
 
 
-class _Stream(httpx.AsyncByteStream):
-    def __init__(self, body: ReceivedBody, request: httpx.Request) -> None:
+class _Stream:
+    def __init__(self, body: ReceivedBody, request: Any, library: HTTPLibrary) -> None:
         self._body = body
         self._request = request
+        self._library = library
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         body = self._body
         try:
             while chunk := body.take() or await body.more():
                 yield chunk
-        except UpstreamError as error:
-            raise _for_httpx(error, self._request) from error.__cause__
+        except UpstreamError as exc:
+            error = self._library.translated(exc, self._request)
+            raise error from error.__cause__
 
     async def aclose(self) -> None:
         self._body.close()
-
-
-def _for_httpx(error: UpstreamError, request: httpx.Request) -> UpstreamError:
-    return for_request(_DUALS[type(error)], str(error), request)

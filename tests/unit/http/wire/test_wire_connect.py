@@ -9,8 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.infrastructure.http import ConnectFailedError
-from shared.infrastructure.http.wire.transport import WireTransport
+from shared.infrastructure.http import ConnectFailedError, WireTransport
 from shared.infrastructure.resilience import CallRefusedError
 from shared.infrastructure.testing import FakeClock
 from tests.raw_server import OK, answering, raw_server, silent, turns, until

@@ -7,11 +7,11 @@ from shared.infrastructure.http import (
     ConnectFailedError,
     PoolTimeoutError,
     ReadFailedError,
+    WireTransport,
     WriteFailedError,
 )
 from shared.infrastructure.http.config import ConnectionPoolConfig
 from shared.infrastructure.http.wire.connection import Connection
-from shared.infrastructure.http.wire.transport import WireTransport
 from shared.infrastructure.resilience import ConfigurationError
 from shared.infrastructure.testing import FakeClock
 from tests.raw_server import OK, Peer, Script, answering, once, raw_server, silent, turns, until

@@ -175,11 +175,12 @@ async def test_a_service_that_takes_the_request_slowly_is_no_write_timeout(
 ) -> None:
     monkeypatch.setattr(connection, "_PIECE", piece)
     clock = FakeClock()
+    seen = 0
 
     async def script(peer: Peer) -> None:
+        nonlocal seen
         await peer.request()
         peer.reader._limit = 1
-        seen = 0
         while seen < 30_000_000:
             seen += len(await peer.reader.read(2_000_000))
             await asyncio.sleep(0.001)
@@ -190,9 +191,13 @@ async def test_a_service_that_takes_the_request_slowly_is_no_write_timeout(
         await begun(http, task)
         rounds = 0
         while not task.done():
+            before = seen
             await clock.advance(1.0)
-            await asyncio.sleep(0.02)
             rounds += 1
+            # A second passes only when the service has taken more, and the wire has noticed.
+            goal = min(before + 2_000_000, 30_000_000)
+            await until(lambda goal=goal: seen >= goal or task.done())
+            await asyncio.sleep(0.02)
         assert (await task).text == "ok"
         assert rounds > 3
 

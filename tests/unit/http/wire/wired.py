@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
+from shared.infrastructure.http import WireTransport
 from shared.infrastructure.http.config import ConnectionPoolConfig
-from shared.infrastructure.http.wire.transport import WireTransport
 from tests.raw_server import RawServer, Script, raw_server, turns
 
 NOTHING = {"open": 0, "idle": 0, "connecting": 0, "waiting": 0}
