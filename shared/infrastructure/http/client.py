@@ -50,6 +50,7 @@ from shared.infrastructure.resilience import (
     RetryConfig,
     RetryLayer,
     Verdict,
+    stack,
 )
 from shared.infrastructure.resilience.guard import status_of
 from shared.infrastructure.resilience.retry_budget import budget_of
@@ -62,6 +63,12 @@ _BUDGET = RetryBudgetConfig()
 _BREAKER = CircuitBreakerConfig()
 _LIMITS = ResponseLimits()
 _MAX_URLS = 1000
+_PASSED_ON = frozenset(
+    {
+        *("cookies", "default_encoding", "event_hooks"),
+        *("follow_redirects", "max_redirects", "params"),
+    }
+)
 
 if TYPE_CHECKING:
 
@@ -136,6 +143,8 @@ class ServiceClient(_AsyncClient):
         listeners: Told of what the layers decide.
         clock: Source of monotonic time.
         rng: Source of jitter.
+        options: `cookies`, `params`, `event_hooks`, `follow_redirects`, `max_redirects` and
+            `default_encoding`, as for the library.
 
     Raises:
         CallRefusedError: We refused: breaker open, no permit in time, no slot.
@@ -178,9 +187,15 @@ class ServiceClient(_AsyncClient):
         listeners: Sequence[Listener] = (),
         clock: Clock = MONOTONIC,
         rng: random.Random | None = None,
+        **options: Any,
     ) -> None:
         if not service_name:
             raise ConfigurationError("service_name must not be empty")
+        if unknown := options.keys() - _PASSED_ON:
+            raise ConfigurationError(
+                f"unknown: {', '.join(sorted(unknown))}; what would go around the layers, such as "
+                "a mount, is not taken: give its transport as `transport`"
+            )
         if hedge_config is not None and retry_config is not None:
             raise ConfigurationError(
                 "retries and hedges would multiply: pass retry_config=None with a hedge_config"
@@ -254,6 +269,8 @@ class ServiceClient(_AsyncClient):
             deadline_header=deadline_header,
             under_sdk=False,
         )
+        # For health checks, which carry credentials like any other request.
+        self._unguarded = stack(self._layered.wire, *layers, semantics=HTTP)
         super().__init__(
             base_url=base_url,
             headers=headers,
@@ -261,6 +278,7 @@ class ServiceClient(_AsyncClient):
             timeout=self.library.timeout(**timeouts_of(timeout_config)),
             transport=self._layered,
             trust_env=False,
+            **options,
         )
 
     def get_status(self) -> dict[str, Any]:
@@ -345,10 +363,10 @@ class ServiceClient(_AsyncClient):
         await super().aclose()
 
     async def _ask_health(self) -> None:
-        # Straight to the wire: a check must neither be refused by the breaker nor counted in it.
+        # Past our own layers: a check must neither be refused by the breaker nor counted in it.
         request = self.build_request("GET", self._health_check_path or "/")
         request.extensions = {**request.extensions, BUFFERED: True}
-        response = await self._layered.wire(request)
+        response = await self._unguarded(request)
         if HTTP.judge(response) is Verdict.FAILED:
             raise UpstreamError(f"health check answered {response.status_code}")
 

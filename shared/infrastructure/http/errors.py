@@ -20,7 +20,11 @@
         └── LocalProtocolViolationError     what we tried to send is not HTTP: the caller's mistake
 
     ConfigurationError
-    └── CrossOriginError                the URL is of another origin than the client's: not sent
+    ├── CrossOriginError                the URL is of another origin than the client's: not sent
+    ├── CredentialError                 there is no key to send (`credentials`)
+    └── SigningError                    the request cannot be signed (`signing`)
+    CallRefusedError
+    └── AddressRefusedError             a guard does not let us connect there (`addresses`)
 
 What a client raises is also the class of its HTTP library, so that `except httpx.ConnectError`
 goes on working.

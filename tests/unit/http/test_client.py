@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 import pytest
+import respx
 
 from shared.infrastructure.http import (
     ConnectFailedError,
@@ -267,3 +268,15 @@ async def test_any_sdk_on_httpx_gets_the_layers_through_a_transport() -> None:
             await plain.get("/")
     assert stats.snapshot()["request_count"] == 3
     assert stats.snapshot()["in_flight"] == 0
+
+
+@respx.mock
+async def test_respx_answers_for_the_service_if_told_to_look_at_the_native_transport() -> None:
+    route = respx.get("http://orders.test/x")
+    route.side_effect = [httpx.Response(503), httpx.Response(200, text="ok")]
+    seen_by_respx = httpx.AsyncHTTPTransport()
+    async with EnhancedHTTPClient(
+        "orders", "http://orders.test", transport=seen_by_respx, retry_config=FAST
+    ) as http:
+        assert (await http.get("/x")).text == "ok"
+    assert route.call_count == 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shared.infrastructure.http import (
+    ApiKeyLayer,
     CrossOriginError,
     ReadTimeoutError,
     ResponseLimits,
@@ -278,3 +279,46 @@ async def test_no_secret_of_a_url_is_logged_or_told(
             told += [str(caught.value), repr(caught.value), str(caught.value.to_dict())]
     assert "GET http://orders.test/x" in caplog.text
     assert "hush" not in "".join(told)
+
+
+@both
+async def test_a_health_check_carries_the_key(flavour: Flavour) -> None:
+    played = Played(flavour.library.Response(200))
+    key = ApiKeyLayer("secret", origin="http://orders.test")
+    async with flavour.client(played, layers=[key], health_check_path="/healthz") as client:
+        assert (await client.check_health())["status"] == "healthy"
+    sent = [request for request in played.requests if request.url.path == "/healthz"]
+    assert {request.headers["authorization"] for request in sent} == {"Bearer secret"}
+
+
+@both
+async def test_options_of_the_library_are_passed_on_but_none_that_goes_around_us(
+    flavour: Flavour,
+) -> None:
+    hooked: list[str] = []
+
+    async def hook(request: Any) -> None:
+        hooked.append(request.url.path)
+
+    played = Played(flavour.library.Response(200))
+    options = {"params": {"a": "1"}, "cookies": {"c": "2"}, "event_hooks": {"request": [hook]}}
+    async with flavour.client(played, **options) as client:
+        await client.get("/x")
+        await client.get("/x", params={"b": "3"})
+    assert [str(request.url.query, "ascii") for request in played.requests] == ["a=1", "a=1&b=3"]
+    assert {request.headers["cookie"] for request in played.requests} == {"c=2"}
+    assert hooked == ["/x", "/x"]
+    with pytest.raises(ConfigurationError, match="mounts"):
+        flavour.client(played, mounts={})
+
+
+@both
+async def test_cookies_that_the_service_sets_come_back(flavour: Flavour) -> None:
+    played = Played(flavour.library.Response(200, headers={"Set-Cookie": "c=1"}))
+    async with flavour.client(played) as client:
+        await client.get("/x")
+        await client.get("/x")
+        assert client.cookies["c"] == "1"
+        client.cookies = {"d": "2"}
+        await client.get("/x")
+    assert [r.headers.get("cookie") for r in played.requests] == [None, "c=1", "d=2"]

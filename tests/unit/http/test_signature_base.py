@@ -198,6 +198,10 @@ def test_what_is_written_is_read_as_it_was(items: list[Any], parameters: dict[st
     assert [type(item) for item in member.value] == [type(item) for item in items]  # type: ignore[union-attr]
 
 
+def test_a_name_alone_is_true() -> None:
+    assert parse_dictionary("a, b;c") == {"a": (True, {}), "b": (True, {"c": True})}
+
+
 @given(st.text(st.sampled_from('ab=(),;"\\:?01-. \t\x00é')))
 def test_what_is_not_a_dictionary_is_never_taken_for_one(text: str) -> None:
     try:

@@ -136,9 +136,7 @@ class _Reader:
         self.take(_SPACES)
         while not self.skip(")"):
             items.append(self.item())
-            if self.parameters():
-                # `"x";sf` or `"x";bs`: none of what we read has any.
-                raise FieldSyntaxError("an item of a list has parameters")
+            # Nor has an item parameters, as in `"x";sf`: nothing that we read has any.
             if not self.take(_SPACES) and not self._text.startswith(")", self._at):
                 raise FieldSyntaxError("two items of a list stand together")
         return tuple(items)
