@@ -31,8 +31,8 @@ class TimeoutConfig(BaseModel, frozen=True, extra="forbid"):
         read: Silence tolerated while reading; 30; above 0. It starts again with every byte.
         write: To send a piece of the request; 10; above 0.
         pool: To get a connection out of a full pool; 5; above 0.
-        attempt: One whole attempt, its body included if it is not streamed; or how to find that
-            out from the latest ones; None (default) is no limit.
+        attempt: One whole attempt, its body included, of one that is streamed the first byte; or
+            how to find that out from the latest ones; None (default) is no limit.
         total: The whole call: queueing, every attempt and the waits in between; None (default) is
             no limit.
     """

@@ -44,6 +44,9 @@ _MAX_UNPROCESSED = 1
 class Wire:
     """The innermost `Send`: one exchange, its errors typed, its body decoded, bounded and watched.
 
+    A body that is streamed has begun when its response is returned: what goes wrong until then is
+    the failure of the attempt.
+
     The request's own time limits are cut down to what is left of the deadline in force. A request
     that met a stale connection, or that the service says it has not processed, is sent again at
     once where that is safe: to every layer above, it is one exchange.
@@ -120,9 +123,10 @@ class Wire:
             library.hold(response, await self._read(request, response, decoder))
             return response
         verdict = self._semantics.judge(response)
-        response.stream = self._watched(
-            response.stream, decoder, request, library, self._semantics, verdict
-        )
+        body = self._watched(response.stream, decoder, request, library, self._semantics, verdict)
+        if verdict is Verdict.OK:
+            await body.begin()
+        response.stream = body
         return response
 
     async def _read(self, request: Any, response: Any, decoder: BodyDecoder) -> bytes:
@@ -196,7 +200,8 @@ class WatchedBody:
         verdict: Verdict,
     ) -> None:
         self._inner = inner
-        self._decoder = decoder
+        self._pieces = decoded(inner, decoder)
+        self._first = b""
         self._request = request
         self._library = library
         self._semantics = semantics
@@ -211,21 +216,41 @@ class WatchedBody:
         else:
             self._watchers.append(settle)
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def begin(self) -> None:
+        """Wait for the first byte, so that what goes wrong until then is the attempt's failure."""
         try:
-            async for piece in decoded(self._inner, self._decoder):
+            async for piece in self._pieces:
+                self._first = piece
+                if piece:
+                    return
+            self._end(self._verdict)
+        except BaseException as exc:
+            await self.aclose()
+            self._fail(exc)
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._first:
+            first, self._first = self._first, b""
+            yield first
+        try:
+            async for piece in self._pieces:
                 yield piece
-        except self._library.failures as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            self._fail(exc)
+            raise
+        self._end(self._verdict)
+
+    def _fail(self, exc: BaseException) -> None:
+        """Settle what a failure says, and raise it as it should be, unless it is so already."""
+        if not isinstance(exc, Exception):
+            self._end(Verdict.VOID)
+        elif isinstance(exc, self._library.failures):
             error = self._library.translated(exc, self._request)
             self._end(self._semantics.judge(error))
             raise error from error.__cause__
-        except Exception as exc:
+        else:
             self._end(self._semantics.judge(exc))
-            raise
-        except asyncio.CancelledError:
-            self._end(Verdict.VOID)
-            raise
-        self._end(self._verdict)
 
     async def aclose(self) -> None:
         """Want no more of it."""

@@ -109,6 +109,20 @@ async def test_a_streamed_body_that_breaks_is_seen_by_the_breaker(flavour: Flavo
 
 
 @both
+async def test_a_stream_that_breaks_before_its_first_byte_is_retried(flavour: Flavour) -> None:
+    played = Played(
+        lambda: flavour.streamed(b"", flavour.library.ReadError("reset")),
+        lambda: flavour.streamed(b"", b"one", b"two"),
+    )
+    async with (
+        flavour.client(played, retry_config=FAST) as client,
+        client.stream("GET", "/x") as response,
+    ):
+        assert [piece async for piece in response.aiter_raw()] == [b"one", b"two"]
+        assert client.get_status()["retry_count"] == 1
+
+
+@both
 async def test_a_redirect_to_another_origin_is_refused_and_carries_no_key(flavour: Flavour) -> None:
     played = Played(flavour.library.Response(302, headers={"Location": "http://evil.test/x"}))
     async with flavour.client(played, headers={"x-api-key": "secret"}) as client:

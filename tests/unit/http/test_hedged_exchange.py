@@ -19,7 +19,7 @@ from shared.infrastructure.testing import FakeClock
 
 
 class Body(httpx.AsyncByteStream):
-    """A body that comes in pieces, each after a while."""
+    """A body that begins at once and goes on after a while, and again."""
 
     def __init__(self, name: str, clock: FakeClock) -> None:
         self.name = name
@@ -27,7 +27,8 @@ class Body(httpx.AsyncByteStream):
         self.is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for _ in range(3):
+        yield self.name.encode()
+        for _ in range(2):
             await self.clock.sleep(5.0)
             assert not self.is_closed
             yield self.name.encode()
