@@ -17,9 +17,14 @@ from hypothesis import Phase, settings
 from scripts.mutants import Mutant
 
 PACKAGE = "shared/infrastructure/resilience"
-TESTS = ("tests/unit/resilience", "tests/property")
-# What runs in threads is no work for forks.
-LEFT_OUT = "*blocking*"
+TESTS = (
+    "tests/unit/resilience",
+    "tests/property",
+    "tests/integration/test_redis_limiter.py",
+    "tests/integration/test_redis_turns.py",
+)
+# They take real time: only for faults in what they are about.
+SLOW = "tests/integration/"
 PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout")
 # Seconds from which on a test is too long to be run for every fault at import.
 LONG = 0.2
@@ -47,7 +52,8 @@ class Seen:
 
     def by(self, mutant: Mutant) -> list[str]:
         """Return tests that run the faulty lines: those about the file, and the quickest others."""
-        names = self._ordered({(mutant.file, line) for line in lines_of(mutant)})
+        places = {(mutant.file, line) for line in lines_of(mutant)}
+        names = self._quickest_first(self._that_run(places), mutant)
         spent = accumulate(self.seconds[name] for name in names)
         return [
             name
@@ -57,19 +63,22 @@ class Seen:
 
     def near(self, mutant: Mutant) -> list[str]:
         """Return the tests that run anything of the file and are quick, or about that very file."""
-        names = self._ordered({place for place in self.tests if place[0] == mutant.file})
-        quick = [name for name in names if self.seconds[name] < LONG]
+        run = self._that_run({place for place in self.tests if place[0] == mutant.file})
+        quick = {name for name in run if self.seconds[name] < LONG}
         # Those that are about it need not run a line of it: they may look at a default.
-        about = {name for name in self.seconds if is_about(mutant, name)} - self.failed
-        return [*(name for name in quick if name not in about), *sorted(about)]
+        about = {name for name in self.seconds if is_about(mutant, name)}
+        return self._quickest_first(quick | about, mutant)
 
     def is_early(self, mutant: Mutant) -> bool:
         """Return whether a fault takes effect at import or collection, too."""
         return any((mutant.file, line) in self.at_import for line in lines_of(mutant))
 
-    def _ordered(self, places: set[tuple[str, int]]) -> list[str]:
-        names = {name for place in places for name in self.tests.get(place, ())} - self.failed
-        return sorted(names, key=lambda name: (self.seconds[name], name))
+    def _that_run(self, places: set[tuple[str, int]]) -> set[str]:
+        return {name for place in places for name in self.tests.get(place, ())}
+
+    def _quickest_first(self, names: set[str], mutant: Mutant) -> list[str]:
+        fit = (name for name in names if is_about(mutant, name) or not name.startswith(SLOW))
+        return sorted(set(fit) - self.failed, key=lambda name: (self.seconds[name], name))
 
 
 def lines_of(mutant: Mutant) -> Iterable[int]:
@@ -77,8 +86,10 @@ def lines_of(mutant: Mutant) -> Iterable[int]:
 
 
 def is_about(mutant: Mutant, test: str) -> bool:
-    """Return whether a test is about the very file that has the fault."""
-    return f"/test_{Path(mutant.file).stem}" in test or "/test_config" in test
+    """Return whether a test is about the file that has the fault, or one named alike."""
+    file = Path(mutant.file)
+    about = ("config", file.stem.partition("_")[0], file.parent.name)
+    return any(f"/test_{name}" in test for name in about)
 
 
 def run_tests(watcher: object, tests: Sequence[str], *, timeout: int = 0) -> int:
@@ -93,12 +104,10 @@ def run_tests(watcher: object, tests: Sequence[str], *, timeout: int = 0) -> int
         "-q",
         "--tb=no",
         "--continue-on-collection-errors",
-        "--noconftest",
         "-p",
         "no:cacheprovider",
         f"--timeout={timeout}",
     ]
-    switches += [f"--ignore-glob={LEFT_OUT}"]
     for plugin in PLUGINS:
         switches += ["-p", plugin]
     switches += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
@@ -142,14 +151,16 @@ class Witness:
 
     def __init__(self) -> None:
         self._coverage = coverage.Coverage(
-            data_file=None, config_file=False, include=[f"{PACKAGE}/*", f"{PACKAGE}/limits/*"]
+            data_file=None, config_file=False, include=[f"{PACKAGE}/**"]
         )
         self._seen = Seen()
 
     def work(self, result: Path) -> int:
         self._coverage.start()
-        run_tests(self, TESTS, timeout=60)
+        status = run_tests(self, TESTS, timeout=60)
         self._coverage.stop()
+        if status not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+            return BROKEN
         data = self._coverage.get_data()
         for path in data.measured_files():
             file = str(Path(path).relative_to(Path.cwd()))

@@ -6,6 +6,7 @@ import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 import resource
 import signal
@@ -33,10 +34,10 @@ class Trial:
         """Run tests that are collected already."""
         self._limit(0.0)
         plant()
-        for item in items:
+        for item, following in itertools.zip_longest(items, items[1:]):
             if not item.config.pluginmanager.is_registered(self):
                 item.config.pluginmanager.register(self)
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         return 0
 
     def afresh(self, mutant: Mutant) -> int:

@@ -33,7 +33,15 @@ ROOT = Path(__file__).resolve().parent.parent
 REASONS = ROOT / "docs/design/mutation.md"
 LEAST = 95.0
 # What the package and its tests import: there in every fork without another import.
-PRELOADED = ("asyncio", "hypothesis.stateful", "httpx", "numpy", "pydantic", "tenacity")
+PRELOADED = (
+    "asyncio",
+    "hypothesis.stateful",
+    "httpx",
+    "numpy",
+    "pydantic",
+    "redis.asyncio",
+    "tenacity",
+)
 
 KILLED, SURVIVED, HUNG, UNCLEAR = "killed", "survived", "hung", "unclear"
 FATES = {0: SURVIVED, BROKEN: UNCLEAR}
@@ -44,9 +52,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help=f"files of {PACKAGE}; default: all of them")
     chosen = parser.parse_args().files
     files = [str(Path(file)) for file in chosen] or sorted(
-        str(path.relative_to(ROOT))
-        for path in (ROOT / PACKAGE).rglob("*.py")
-        if not path.match("*/blocking/*")
+        str(path.relative_to(ROOT)) for path in (ROOT / PACKAGE).rglob("*.py")
     )
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
@@ -63,7 +69,7 @@ def main() -> int:
 
 def copy_tree(target: Path) -> None:
     skipped = shutil.ignore_patterns("__pycache__")
-    for name in ("shared", "tests"):
+    for name in ("shared", "examples", "tests"):
         shutil.copytree(ROOT / name, target / name, ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", target)
 

@@ -204,9 +204,33 @@ async def test_the_deadline_of_a_task_bounds_the_waits_of_its_threads() -> None:
     assert len(attempts) == 1
 
 
+class Leap:
+    """A clock whose every wait is over at once, and the event of it."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def event(self) -> "Leap":
+        return self
+
+    def set(self) -> None:
+        pytest.fail("nobody else is there")
+
+    def clear(self) -> None:
+        return None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self._now += timeout
+        return False
+
+
 async def test_a_wait_that_holds_up_an_event_loop_is_warned_of() -> None:
-    limit = RateLimitConfig(requests_per_second=1000.0, burst_size=1)
-    guard = BlockingGuard(rate_limit=limit)
+    limit = RateLimitConfig(requests_per_second=1.0, burst_size=1)
+    guard = BlockingGuard(rate_limit=limit, clock=Leap())
     guard.call(divmod, 1, 1)
     with pytest.warns(RuntimeWarning, match="asyncio"):
         guard.call(divmod, 1, 1)

@@ -56,8 +56,8 @@ class Course(Generic[T]):
         self._steps = call.__await__()
         self._lock = lock
 
-    def go_on(self, error: BaseException | None = None) -> bool:
-        """Go on to the end, or to the body of the `with` block; return whether it is the end.
+    def go_on(self, error: BaseException | None = None) -> None:
+        """Go on to the end, or to the body of the `with` block.
 
         Args:
             error: What the body raised.
@@ -73,7 +73,7 @@ class Course(Generic[T]):
                     )
                 if outside.do is None:
                     outside.result = None
-                    return False
+                    return
                 error = None
                 try:
                     outside.result = outside.do()
@@ -81,7 +81,6 @@ class Course(Generic[T]):
                     error = exc
         except StopIteration as end:
             self.result = end.value
-            return True
         except BaseException:
             # An interrupt may come between two steps: what the layers hold goes back all the same.
             with self._lock:

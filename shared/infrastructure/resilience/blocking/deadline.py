@@ -33,10 +33,11 @@ class blocking_deadline:  # noqa: N801 - a context manager, named like `deadline
         ConfigurationError: `seconds` is no such number.
     """
 
+    _token: Token[tuple[Clock, float] | None] | None
+
     def __init__(self, seconds: float, *, clock: BlockingClock = THREADS) -> None:
         self._seconds = finite_limit(seconds)
         self._clock = LayerClock(clock)
-        self._token: Token[tuple[Clock, float] | None] | None = None
 
     def __enter__(self) -> None:
         self._token = shorten_deadline(self._seconds, self._clock)

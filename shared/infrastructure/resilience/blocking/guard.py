@@ -197,9 +197,9 @@ class BlockingGuard:
         try:
             yield
         except BaseException as exc:
-            course.go_on(exc)
-            raise
-        course.go_on()
+            course.go_on(exc)  # which raises it
+        else:
+            course.go_on()
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of every part; a part that is switched off is `{"enabled": False}`."""

@@ -50,7 +50,7 @@ class Question:
 
     @property
     def wishes(self) -> list[tuple[float, int]]:
-        return _pairs(self.words[7 + 2 * self.words[6] :])
+        return _pairs(self.words[7 + 2 * self.words[6] :]) if self.words else []
 
 
 def _pairs(words: Sequence[Any]) -> list[tuple[Any, Any]]:
