@@ -50,6 +50,8 @@ _ESSENTIAL = {
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"(error")?')
 _ERROR = b'"error"'
 
+# How long an answer in place of a stream may be: it can only be an error.
+_MAX_ERROR_BYTES = 1024 * 1024
 # How much of a stream may pass before its first content.
 _MAX_HELD_BYTES = 256 * 1024
 # Seconds a stream may take to end after it said that it is done, so that its connection is reused.
@@ -93,7 +95,7 @@ async def _checked(
         return await _checked_stream(response)
     if not (request.extensions.get(BUFFERED) or request.extensions.get(STREAMED)):
         return response
-    content = await response.aread()
+    content = await _read(response)
     answer = parse_object(content, InvalidResponseError)
     error = error_of(answer)
     if error is not None:
@@ -104,6 +106,18 @@ async def _checked(
         raise InvalidResponseError(f"the answer has no {essential!r}: {content[:200]!r}")
     response.extensions = {**response.extensions, PARSED: answer}
     return response
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """Return a body; one that is no event stream where one was asked for may only be an error."""
+    if response.is_stream_consumed:
+        return response.content
+    content = b""
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > _MAX_ERROR_BYTES:
+            raise InvalidStreamError(f"asked for an event stream, got {content[:200]!r}")
+    return content
 
 
 async def _checked_stream(response: httpx.Response) -> httpx.Response:

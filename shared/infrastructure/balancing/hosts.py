@@ -12,7 +12,7 @@ import httpx
 from pydantic import ConfigDict, SecretStr
 
 from shared.infrastructure.balancing.answers import AnswerGuard
-from shared.infrastructure.balancing.route import POOL, STREAMED, route_of
+from shared.infrastructure.balancing.route import POOL, STREAMED, WireSemantics, route_of
 from shared.infrastructure.http import TimeoutConfig, UpstreamError
 from shared.infrastructure.http.extensions import BUFFERED
 from shared.infrastructure.http.layers import RateHeadersLayer
@@ -38,6 +38,7 @@ from shared.infrastructure.resilience import (
     stack,
 )
 
+_AT_HAND, _ONCE = WireSemantics(may_resend=True), WireSemantics(may_resend=False)
 # Where other services than those with bearer tokens look for a caller's credentials.
 _OTHER_CREDENTIALS = ("x-api-key", "api-key")
 
@@ -148,7 +149,7 @@ class Host:
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._headers = _own_headers(config)
         self._timeout = timeouts_of(policy.timeout)
-        self._wire = Wire(AnswerGuard(Wire(transport, POOL)), POOL)
+        self._wire = Wire(AnswerGuard(Wire(transport, _AT_HAND)), _ONCE)
         layers: list[HTTPLayer] = [self._account, *self.guard.layers]
         if self.guard.limiter is not None:
             layers.append(RateHeadersLayer(self.guard.limiter))

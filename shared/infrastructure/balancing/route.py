@@ -77,15 +77,32 @@ class PoolSemantics(HTTPSemantics):
         return f"{host}: {super().describe(request, outcome)}"
 
 
+class WireSemantics(HTTPSemantics):
+    """Semantics of one exchange with a host, below the route of the call.
+
+    Args:
+        may_resend: Whether what was not processed may be sent again at once.
+    """
+
+    def __init__(self, *, may_resend: bool) -> None:
+        self._may_resend = may_resend
+
+    def repeatable(self, request: HTTPRequest, outcome: HTTPResponse | BaseException) -> bool:
+        return self._may_resend and isinstance(request.stream, httpx.ByteStream)
+
+
 POOL: Semantics[httpx.Request, httpx.Response] = PoolSemantics()
 """The semantics of a pool of LLM hosts."""
 
 
 def _asks_for_stream(request: httpx.Request) -> bool:
-    if not isinstance(request.stream, httpx.ByteStream) or b'"stream"' not in request.content:
+    if not isinstance(request.stream, httpx.ByteStream):
+        return False
+    content = b"".join(request.stream)  # a request that follows a redirect has no `content`
+    if b'"stream"' not in content:
         return False
     try:
-        body = json.loads(request.content)
+        body = json.loads(content)
     except (ValueError, RecursionError):
         return False
     return isinstance(body, dict) and cast("dict[str, Any]", body).get("stream") is True

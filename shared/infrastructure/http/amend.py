@@ -1,4 +1,4 @@
-"""Add header fields to one attempt of a request, and to nothing else."""
+"""Change header fields or extensions for one attempt of a request, and for nothing else."""
 
 from __future__ import annotations
 
@@ -43,11 +43,20 @@ def amended(request: Request, fields: Mapping[str, str]) -> Request:
     The request itself stays as it is: another attempt may be under way with it, and its header
     fields live on in responses, errors and redirects, where a secret has no business.
     """
-    # Not by `copy.copy`: the requests of httpx take leave of their body when they are copied.
-    copied = object.__new__(type(request))
-    vars(copied).update(vars(request))
     headers = request.headers.copy()
     for name, value in fields.items():
         headers[name] = value
-    vars(copied)["headers"] = headers
+    return _copied(request, "headers", headers)
+
+
+def extended(request: Request, extensions: Mapping[str, Any]) -> Request:
+    """Return a copy of `request` with other extensions besides its own; all else is shared."""
+    return _copied(request, "extensions", {**request.extensions, **extensions})
+
+
+def _copied(request: Request, name: str, value: object) -> Request:
+    # Not by `copy.copy`: the requests of httpx take leave of their body when they are copied.
+    copied = object.__new__(type(request))
+    vars(copied).update(vars(request))
+    vars(copied)[name] = value
     return copied

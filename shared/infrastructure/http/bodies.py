@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,7 +18,7 @@ from shared.infrastructure.resilience import ConfigurationError
 _CHUNK = 256 * 1024
 
 Chunks = AsyncIterable[bytes] | Iterable[bytes]
-Content = bytes | str | Chunks | BinaryIO | Path | Callable[[], Chunks]
+Content = bytes | bytearray | memoryview | str | Chunks | BinaryIO | Path | Callable[[], Chunks]
 """What may be sent: bytes, text, a file or the path of one, an iterable of bytes, or what makes it.
 
 A path is read anew for every attempt, a file from where it stood; an iterable can be sent again if
@@ -57,15 +58,15 @@ def body_of(content: Content) -> bytes | str | Body:
     Raises:
         ConfigurationError: It is none of what may be sent.
     """
-    if isinstance(content, bytes | str):
-        return content
+    if isinstance(content, bytes | bytearray | memoryview | str):
+        return content if isinstance(content, str) else bytes(content)
     if isinstance(content, Path):
         return Body(lambda: _read_path(content), content.stat().st_size, is_replayable=True)
-    if hasattr(content, "read"):
-        return _file(cast("BinaryIO", content))
     if isinstance(content, AsyncIterable):
         pieces: AsyncIterable[bytes] = cast("Any", content)
         return Body(lambda: pieces, None, is_replayable=aiter(pieces) is not pieces)
+    if hasattr(content, "read"):
+        return _file(cast("BinaryIO", content))
     if isinstance(content, Iterable) and not isinstance(content, Mapping):
         chunks: Iterable[bytes] = cast("Any", content)
         return Body(lambda: chunks, None, is_replayable=iter(chunks) is not chunks)
@@ -83,15 +84,34 @@ def files_are_replayable(files: Any) -> bool:
     """Say whether the `files` of a multipart form can be sent more than once."""
     parts: list[Any] = list(files.values()) if hasattr(files, "values") else [p for _, p in files]
     contents: list[Any] = [part[1] if isinstance(part, tuple) else part for part in parts]
-    return all(content.seekable() for content in contents if hasattr(content, "read"))
+    return all(_is_seekable(content) for content in contents if hasattr(content, "read"))
+
+
+def _is_seekable(file: Any) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return seekable is not None and bool(seekable())
 
 
 def _file(file: BinaryIO) -> Body:
-    if not file.seekable():
+    if not _is_seekable(file):
         return Body(lambda: _read(file), None, is_replayable=False)
     start = file.tell()
     end = file.seek(0, os.SEEK_END)
-    return Body(lambda: _read(file, start), end - start, is_replayable=True)
+    # Two attempts may be under way with it: each has a place of its own in the file.
+    lock = threading.Lock()
+
+    def read_at(place: int) -> bytes:
+        with lock:
+            file.seek(place)
+            return file.read(_CHUNK)
+
+    async def read() -> AsyncIterator[bytes]:
+        place = start
+        while chunk := await asyncio.to_thread(read_at, place):
+            place += len(chunk)
+            yield chunk
+
+    return Body(read, end - start, is_replayable=True)
 
 
 async def _read_path(path: Path) -> AsyncIterator[bytes]:
@@ -100,8 +120,6 @@ async def _read_path(path: Path) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _read(file: BinaryIO, start: int | None = None) -> AsyncIterator[bytes]:
-    if start is not None:
-        file.seek(start)
+async def _read(file: BinaryIO) -> AsyncIterator[bytes]:
     while chunk := await asyncio.to_thread(file.read, _CHUNK):
         yield chunk

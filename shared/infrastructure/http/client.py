@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from shared.infrastructure.http.bodies import Body, body_of, files_are_replayable
 from shared.infrastructure.http.config import ConnectionPoolConfig, TimeoutConfig
@@ -20,8 +20,8 @@ from shared.infrastructure.http.layers import (
     OriginLayer,
     RateHeadersLayer,
 )
-from shared.infrastructure.http.library import HTTPX, HTTPLibrary
-from shared.infrastructure.http.report import RetryCount, explained, pool_status
+from shared.infrastructure.http.library import HTTPX, AsyncClient, HTTPLibrary
+from shared.infrastructure.http.report import AttemptCount, RetryCount, explained, pool_status
 from shared.infrastructure.http.secrecy import public_url
 from shared.infrastructure.http.semantics import HTTP
 from shared.infrastructure.http.transport import HTTPLayer
@@ -50,6 +50,7 @@ from shared.infrastructure.resilience import (
     RetryConfig,
     RetryLayer,
     Verdict,
+    deadline,
     stack,
 )
 from shared.infrastructure.resilience.guard import status_of
@@ -63,6 +64,8 @@ _BUDGET = RetryBudgetConfig()
 _BREAKER = CircuitBreakerConfig()
 _LIMITS = ResponseLimits()
 _MAX_URLS = 1000
+# Seconds by which the deadline over several hops is later than that of each.
+_AFTER = 0.01
 _PASSED_ON = frozenset(
     {
         *("cookies", "default_encoding", "event_hooks"),
@@ -70,32 +73,8 @@ _PASSED_ON = frozenset(
     }
 )
 
-if TYPE_CHECKING:
 
-    class _AsyncClient:
-        """What the clients of the two libraries have alike."""
-
-        @property
-        def base_url(self) -> Any: ...
-        @base_url.setter
-        def base_url(self, url: Any) -> None: ...
-        def __init__(self, **options: Any) -> None: ...
-        def build_request(self, method: str, url: Any, **options: Any) -> Any: ...
-        async def send(self, request: Any, **options: Any) -> Any: ...
-        async def aclose(self) -> None: ...
-        async def __aenter__(self) -> Self: ...
-        async def __aexit__(
-            self,
-            exc_type: type[BaseException] | None = None,
-            exc_value: BaseException | None = None,
-            traceback: TracebackType | None = None,
-        ) -> None: ...
-
-else:
-    _AsyncClient = object
-
-
-class ServiceClient(_AsyncClient):
+class ServiceClient(AsyncClient):
     """A client of the HTTP library for one service, with everything between it and trouble.
 
     Use it as one: `async with EnhancedHTTPClient("orders", "https://orders") as client: await
@@ -123,7 +102,8 @@ class ServiceClient(_AsyncClient):
             retries: pass `retry_config=None`.
         health_config: When the service counts as degraded or unhealthy.
         health_check_path: Path asked every `health_config.interval` seconds while the client is
-            open; None (default) leaves health to ordinary traffic.
+            open, with `layers` but without `auth`; None (default) leaves health to ordinary
+            traffic.
         limits: Bounds of a response.
         check_response: Called with each answer that is read, inside its attempt; an `UpstreamError`
             it raises fails the attempt. `json_answer` is one.
@@ -202,8 +182,9 @@ class ServiceClient(_AsyncClient):
             )
         self.service_name = service_name
         self._clock = clock
+        self._total = timeout_config.total
         self._stats = CallStats()
-        self._retries = RetryCount()
+        self._attempts, self._retries = AttemptCount(), RetryCount()
         heard = Listeners((*listeners, self._retries))
         self._health_check_path = health_check_path
         self._health = HealthMonitor(
@@ -238,7 +219,7 @@ class ServiceClient(_AsyncClient):
             per_call.append(RetryLayer(retry_config, budget=self._budget, rng=rng, **told))
         elif self._hedge is not None:
             per_call.append(self._hedge)
-        per_attempt: list[HTTPLayer] = list(self._guard.layers)
+        per_attempt: list[HTTPLayer] = [*self._guard.layers, self._attempts]
         if self._guard.limiter is not None:
             per_attempt.append(RateHeadersLayer(self._guard.limiter))
         if check_response is not None:
@@ -295,7 +276,7 @@ class ServiceClient(_AsyncClient):
             "service_name": self.service_name,
             "base_url": self._service_url,
             **self._stats.snapshot(),
-            "attempt_count": wire.attempts,
+            "attempt_count": self._attempts.count + wire.resent,
             "retry_count": self._retries.count,
             "resent_count": wire.resent,
             **self._guard.snapshot(),
@@ -319,7 +300,9 @@ class ServiceClient(_AsyncClient):
             url = self._absolute(url)
         if content is None:
             request = super().build_request(method, url, **options)
-            if (files := options.get("files")) and files_are_replayable(files):
+            files = options.get("files")
+            # Two legs of a hedge would read the files of a form at the same time.
+            if files and self._hedge is None and files_are_replayable(files):
                 request.extensions = {**request.extensions, REPLAYABLE: True}
             return request
         body = body_of(content)
@@ -337,7 +320,12 @@ class ServiceClient(_AsyncClient):
         request.extensions = {**request.extensions, BUFFERED: buffered}
         began = self._clock.now()
         with trace_call(clock=self._clock) as trace:
-            response = await super().send(request, **options)
+            if self._total is not None and self._may_hop(options):
+                # Each hop has a deadline of its own, which ends first where there is only one.
+                async with deadline(self._total + _AFTER, clock=self._clock):
+                    response = await super().send(request, **options)
+            else:
+                response = await super().send(request, **options)
         response.extensions = {**response.extensions, TRACE: trace}
         if buffered:
             response.elapsed = timedelta(seconds=self._clock.now() - began)
@@ -354,13 +342,17 @@ class ServiceClient(_AsyncClient):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self._health.stop()
-        await super().__aexit__(exc_type, exc_value, traceback)
+        try:
+            await self._health.stop()
+        finally:
+            await super().__aexit__(exc_type, exc_value, traceback)
 
     async def aclose(self) -> None:
         """Stop the health checks and close every connection."""
-        await self._health.stop()
-        await super().aclose()
+        try:
+            await self._health.stop()
+        finally:
+            await super().aclose()
 
     async def _ask_health(self) -> None:
         # Past our own layers: a check must neither be refused by the breaker nor counted in it.
@@ -370,8 +362,18 @@ class ServiceClient(_AsyncClient):
         if HTTP.judge(response) is Verdict.FAILED:
             raise UpstreamError(f"health check answered {response.status_code}")
 
+    def _may_hop(self, options: Mapping[str, Any]) -> bool:
+        """Whether one call may take several requests: redirects, and what `auth` asks for."""
+        default = self.library.client_default
+        follows, auth = options.get("follow_redirects", default), options.get("auth", default)
+        if follows is default:
+            follows = self.follow_redirects
+        return bool(follows) or (self.auth if auth is default else auth) is not None
+
     def _absolute(self, url: str) -> Any:
         """Return the URL that the library makes of this one; that is half the cost of a request."""
+        if self.params:  # they would be in it
+            return url
         known = self._urls.get(url)
         if known is not None and known[0] is self.base_url:
             return known[1]

@@ -8,6 +8,9 @@ BUFFERED = "buffered"
 REPLAYABLE = "replayable"
 """Of a request: its body, though not at hand as bytes, can be sent more than once."""
 
+PATIENCE = "patience"
+"""Of a request: seconds of silence tolerated in a streamed body, where a deadline cut `timeout`."""
+
 TRACE = "trace"
 """Of a response: the `Trace` of the call."""
 

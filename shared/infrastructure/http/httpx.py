@@ -38,7 +38,7 @@ class EnhancedHTTPClient(ServiceClient, httpx.AsyncClient):
     def cookies(self) -> httpx.Cookies:
         """What the service has set, and is sent with every request."""
         if self._jar is None:
-            self._jar = _Cookies(self._cookies)
+            self._jar = _Cookies(self._cookies.jar)
         return self._jar
 
     @cookies.setter

@@ -46,7 +46,8 @@ class IdempotencyKeyLayer:
     """Give each POST and PATCH a key that stays the same over its attempts.
 
     Position: above retry. With a key such a request may be sent again after a failure, since the
-    service can tell; without, only if it certainly was never sent. A key that is there is kept.
+    service can tell; without, only if it certainly was never sent. A key that is there is kept;
+    so one request that its caller sends twice is one and the same to the service.
 
     Args:
         header: Name of the header.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import ssl
-from typing import Any, Protocol, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import httpx
 
@@ -77,6 +78,42 @@ class Request(Protocol):
     extensions: Any
 
 
+if TYPE_CHECKING:
+
+    class AsyncClient:
+        """What the clients of the two libraries have alike."""
+
+        @property
+        def base_url(self) -> Any: ...
+        @base_url.setter
+        def base_url(self, url: Any) -> None: ...
+        def __init__(self, **options: Any) -> None: ...
+        def build_request(self, method: str, url: Any, **options: Any) -> Any: ...
+        async def send(self, request: Any, **options: Any) -> Any: ...
+
+        follow_redirects: bool
+
+        @property
+        def auth(self) -> Any: ...
+        @auth.setter
+        def auth(self, auth: Any) -> None: ...
+        @property
+        def params(self) -> Any: ...
+        @params.setter
+        def params(self, params: Any) -> None: ...
+        async def aclose(self) -> None: ...
+        async def __aenter__(self) -> Self: ...
+        async def __aexit__(
+            self,
+            exc_type: type[BaseException] | None = None,
+            exc_value: BaseException | None = None,
+            traceback: TracebackType | None = None,
+        ) -> None: ...
+
+else:
+    AsyncClient = object
+
+
 class HTTPLibrary:
     """One of the libraries that offer the interface of httpx.
 
@@ -88,6 +125,7 @@ class HTTPLibrary:
         url: Class of its URLs.
         timeout: Class of its time limits.
         limits: Class of the bounds of its pool.
+        client_default: Stands for an argument that is left to the client.
         byte_stream: Class of a body that is there as a whole.
         native: Class of its own transport.
         failures: What `translated` takes: errors of its transports, and ours.
@@ -99,6 +137,7 @@ class HTTPLibrary:
         self.url: Any = module.URL
         self.timeout: Any = module.Timeout
         self.limits: Any = module.Limits
+        self.client_default: Any = module.USE_CLIENT_DEFAULT
         self.byte_stream: Any = module.ByteStream
         self._public_urls = PublicURLs(self.url)
         WHOLE_BODIES.add(self.byte_stream)

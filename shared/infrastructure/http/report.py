@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shared.infrastructure.resilience import Event, RetryScheduled
+from shared.infrastructure.resilience import Event, Inner, RetryScheduled
 
 
 class RetryCount:
@@ -21,6 +21,23 @@ class RetryCount:
     def __call__(self, event: Event) -> None:
         if isinstance(event, RetryScheduled):
             self.count += 1
+
+
+class AttemptCount:
+    """A layer that counts attempts.
+
+    Position: innermost, where no layer can refuse a call any more.
+
+    Attributes:
+        count: Attempts made.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __call__(self, request: Any, inner: Inner[Any, Any]) -> Any:
+        self.count += 1
+        return await inner.send(request)
 
 
 def pool_status(transport: Any) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _seconds(value: str | None) -> float | None:
 def _date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError, TypeError, IndexError):  # of a date that is nonsense
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 

@@ -6,9 +6,12 @@ Written once for httpx and httpx2: see `library`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from time import perf_counter
 from typing import Any, ClassVar
 
+from shared.infrastructure.http.amend import amended, extended
 from shared.infrastructure.http.decoding import (
     BodyDecoder,
     ResponseLimits,
@@ -17,7 +20,7 @@ from shared.infrastructure.http.decoding import (
     decoder_for,
 )
 from shared.infrastructure.http.errors import UnprocessedError
-from shared.infrastructure.http.extensions import BUFFERED, CONTENT_ENCODING
+from shared.infrastructure.http.extensions import BUFFERED, CONTENT_ENCODING, PATIENCE
 from shared.infrastructure.http.json_body import check_depth
 from shared.infrastructure.http.layers import ForeignRetriesLayer
 from shared.infrastructure.http.library import HTTPX, HTTPLibrary
@@ -103,8 +106,8 @@ class Wire:
 
     async def _exchange(self, request: Any) -> Any:
         self.attempts += 1
-        self._prepare(request)
-        library = self._library
+        request = self._prepared(request)
+        library, began = self._library, perf_counter()
         try:
             response = await self.transport.handle_async_request(request)
         except library.failures as exc:
@@ -121,6 +124,7 @@ class Wire:
             raise error from error.__cause__
         if is_buffered:
             library.hold(response, await self._read(request, response, decoder))
+            response.elapsed = timedelta(seconds=perf_counter() - began)
             return response
         verdict = self._semantics.judge(response)
         body = self._watched(response.stream, decoder, request, library, self._semantics, verdict)
@@ -142,21 +146,21 @@ class Wire:
             await body.aclose()
         return content
 
-    def _prepare(self, request: Any) -> None:
+    def _prepared(self, request: Any) -> Any:
         accepted = request.headers.get("accept-encoding")
         if (ours := acceptable(accepted)) != accepted:
             request.headers["Accept-Encoding"] = ours
         left = remaining_time()
         if left is None:
-            return
+            return request
         limits = request.extensions.get("timeout", {})
         own = {key: limits.get(key) for key in _TIMEOUTS}
-        request.extensions = {
-            **request.extensions,
-            "timeout": {key: left if s is None else min(s, left) for key, s in own.items()},
-        }
+        cut = {key: left if s is None else min(s, left) for key, s in own.items()}
+        # A copy: its caller may send the request again, when there is more time, or none at all.
+        request = extended(request, {"timeout": cut, PATIENCE: own["read"]})
         if self._deadline_header is not None:
-            request.headers[self._deadline_header] = str(int(left * 1000.0))
+            request = amended(request, {self._deadline_header: str(int(left * 1000.0))})
+        return request
 
     def _decoder(self, request: Any, response: Any, is_buffered: Any) -> BodyDecoder:
         is_streamed = not is_buffered
@@ -207,6 +211,7 @@ class WatchedBody:
         self._semantics = semantics
         self._verdict = verdict
         self._is_over = False
+        self._loop = asyncio.get_running_loop()
         self._watchers: list[Settle] = []
 
     def on_over(self, settle: Settle) -> None:
@@ -260,13 +265,22 @@ class WatchedBody:
             # A reader who stops early has had all it wanted.
             self._end(self._verdict)
 
+    def __del__(self) -> None:
+        # Whoever drops it unread gives back what is held for it all the same.
+        if not self._is_over and self._watchers and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_settle, self._watchers, Verdict.VOID)
+
     def _end(self, verdict: Verdict) -> None:
         if self._is_over:
             return
         self._is_over, self._verdict = True, verdict
         watchers, self._watchers = self._watchers, []
-        for settle in watchers:
-            settle(verdict)
+        _settle(watchers, verdict)
+
+
+def _settle(watchers: Sequence[Settle], verdict: Verdict) -> None:
+    for settle in watchers:
+        settle(verdict)
 
 
 class LayeredTransport:

@@ -76,7 +76,8 @@ class UncancelledTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, inner: httpx.AsyncHTTPTransport, max_buffered: int | None) -> None:
         self.inner = inner
-        self._max_buffered = math.inf if max_buffered is None else max_buffered
+        # What a coding adds to a body that it cannot shorten is within that.
+        self._max_buffered = math.inf if max_buffered is None else 1.01 * max_buffered + 2**16
         self._steps = Steps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

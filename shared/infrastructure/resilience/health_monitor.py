@@ -8,7 +8,6 @@ worse at once, and better slowly: an alarm must not wait, and must not flap.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import math
 import random
@@ -193,8 +192,7 @@ class HealthMonitor:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])  # which a cancellation of ours comes through
 
     def snapshot(self) -> dict[str, Any]:
         """Return status, present and history as plain JSON types; times are seconds."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 from shared.infrastructure.http.config import ConnectionPoolConfig
 from shared.infrastructure.http.errors import LocalProtocolViolationError, UpstreamError
+from shared.infrastructure.http.extensions import BUFFERED, PATIENCE
 from shared.infrastructure.http.library import HTTPX, HTTPLibrary
 from shared.infrastructure.http.wire.alpn import EITHER, HTTP1
 from shared.infrastructure.http.wire.connect import Connector
@@ -92,10 +93,13 @@ class PooledTransport:
             error = library.translated(exc, request)
             raise error from error.__cause__
         answer = exchange.answer
+        patience = limits.get("read")
+        if not request.extensions.get(BUFFERED):
+            patience = request.extensions.get(PATIENCE, patience)
         return library.response(
             answer.status,
             headers=answer.headers,
-            stream=self._stream(ReceivedBody(exchange, limits.get("read")), request, library),
+            stream=self._stream(ReceivedBody(exchange, patience), request, library),
             extensions={"http_version": answer.http_version, "reason_phrase": answer.reason},
         )
 
