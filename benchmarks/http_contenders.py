@@ -23,19 +23,25 @@ FLAVOURS = {"httpx": "shared.infrastructure.http", "httpx2": "shared.infrastruct
 """Modules of ours by the library whose client they make resilient."""
 
 
-def stack_on(library: str, base_url: str, **wire: Any) -> Any:
+def stack_on(library: str, base_url: str, **options: Any) -> Any:
+    """Return our client as it comes; only, nobody gives up waiting for a connection."""
+    from shared.infrastructure.http import TimeoutConfig
+
+    options.setdefault("timeout_config", TimeoutConfig(pool=PATIENCE))
+    return import_module(FLAVOURS[library]).EnhancedHTTPClient("service", base_url, **options)
+
+
+def whole_stack_on(library: str, base_url: str) -> Any:
     """Return our client with every layer there is, none of which ever makes a call wait."""
     from shared.infrastructure.http import TimeoutConfig
-    from shared.infrastructure.resilience import BulkheadConfig, HealthConfig, RateLimitConfig
+    from shared.infrastructure.resilience import BulkheadConfig, RateLimitConfig
 
-    return import_module(FLAVOURS[library]).EnhancedHTTPClient(
-        "service",
+    return stack_on(
+        library,
         base_url,
         timeout_config=TimeoutConfig(pool=PATIENCE, total=PATIENCE),
         rate_limit_config=RateLimitConfig(requests_per_second=100_000_000),
         bulkhead_config=BulkheadConfig(max_concurrent=1_000),
-        health_config=HealthConfig(),
-        **wire,
     )
 
 
@@ -84,7 +90,11 @@ async def _wire_http2(library: str, target: Target) -> Call:
 
 
 async def _stack(library: str, target: Target) -> Call:
-    return _get(stack_on(library, target.http[0], transport=wire_of(library)))
+    return _get(stack_on(library, target.http[0]))
+
+
+async def _whole_stack(library: str, target: Target) -> Call:
+    return _get(whole_stack_on(library, target.http[0]))
 
 
 async def _stack_http2(library: str, target: Target) -> Call:
@@ -119,6 +129,7 @@ ARMS: dict[str, Make] = {
         "{}": _bare,
         "{} + our wire": _wire,
         "ours on {}": _stack,
+        "ours on {}, every layer": _whole_stack,
         "{} + httpx-aiohttp": _httpx_aiohttp,
         "{}, HTTP/2": _bare_http2,
         "{} + our wire, HTTP/2": _wire_http2,

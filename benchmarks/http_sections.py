@@ -45,6 +45,8 @@ GET = Section(
     bars=[
         Bar("ours on httpx", "httpx + our wire", dict.fromkeys(LOADS, 1.05)),
         Bar("ours on httpx2", "httpx2 + our wire", dict.fromkeys(LOADS, 1.05)),
+        Bar("ours on httpx, every layer", "httpx + our wire", {}),
+        Bar("ours on httpx2, every layer", "httpx2 + our wire", {}),
         Bar("ours on httpx", "httpx", {1: 0.6, 10: 0.5, 100: 0.2}),
         Bar("ours on httpx2", "httpx", {1: 0.5, 10: 0.4, 100: 0.15}),
         Bar("ours on httpx2", "httpx2", {}),
