@@ -17,8 +17,8 @@ import pytest
 from shared.infrastructure.http import ConnectionPoolConfig, EnhancedHTTPClient, WireTransport
 from shared.infrastructure.http.httpx2 import EnhancedHTTPClient as EnhancedHTTPClient2
 from shared.infrastructure.http.httpx2 import WireTransport as WireTransport2
+from tests.local_tls import client_tls, server_tls
 from tests.raw_server import turns, until
-from tests.unit.http.wire.http2_wired import client_tls, server_tls
 
 NO_RETRIES = {"retry_config": None}
 

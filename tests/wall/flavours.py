@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -11,10 +10,10 @@ from typing import Any, NamedTuple
 
 import httpx
 import httpx2
-import trustme
 
 from shared.infrastructure.http import EnhancedHTTPClient
 from shared.infrastructure.http.httpx2 import EnhancedHTTPClient as HTTPX2Client
+from tests.local_tls import client_tls
 
 
 class Flavour(NamedTuple):
@@ -28,33 +27,15 @@ FLAVOURS = [Flavour(httpx, EnhancedHTTPClient), Flavour(httpx2, HTTPX2Client)]
 NAMES = [flavour.library.__name__ for flavour in FLAVOURS]
 
 
-@cache
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@cache
-def server_tls(*protocols: str) -> ssl.SSLContext:
-    """Return the context of a server that speaks `protocols`."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert("127.0.0.1").configure_cert(context)
-    context.set_alpn_protocols(list(protocols))
-    return context
-
-
-@cache
-def client_tls() -> ssl.SSLContext:
-    """Return a context that trusts our servers."""
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
-    return context
+# One for all clients: to read the public authorities takes longer than most rows.
+_trusting = cache(client_tls)
 
 
 @asynccontextmanager
 async def opened(flavour: Flavour, url: str, **options: Any) -> AsyncIterator[Any]:
     """Lend a client for `url`; over TLS it speaks HTTP/2 if the server does."""
     if url.startswith("https"):
-        options = {"http2": True, "verify": client_tls(), **options}
+        options = {"http2": True, "verify": _trusting(), **options}
     async with flavour.client("wall", url, **options) as client:
         yield client
 

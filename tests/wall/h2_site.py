@@ -11,8 +11,8 @@ from typing import Any
 
 from hyperframe.frame import Frame
 
+from tests.local_tls import server_tls
 from tests.raw_server import Peer, RawServer, raw_server
-from tests.wall.flavours import server_tls
 from tests.wall.h2_peer import H2Peer, Stream, data
 
 Play = Callable[[H2Peer, Stream], Awaitable[bool]]

@@ -17,9 +17,10 @@ from shared.infrastructure.http import (
     TLSFailedError,
     UpstreamError,
 )
+from tests.local_tls import authority
 from tests.raw_server import Peer, RawServer, answering, raw_server, silent
 from tests.wall.answers import Version
-from tests.wall.flavours import FLAVOURS, NAMES, Flavour, authority, busy, opened
+from tests.wall.flavours import FLAVOURS, NAMES, Flavour, busy, opened
 from tests.wall.h1_site import with_length
 from tests.wall.leaks import Census, gone_soon
 from tests.wall.row import ONCE_MORE

@@ -15,8 +15,9 @@ from shared.infrastructure.resilience import (
     RateLimitConfig,
 )
 from tests.envoy_server import EnvoyServer, serving_envoy
+from tests.local_tls import authority
 from tests.wall.answers import Version
-from tests.wall.flavours import FLAVOURS, NAMES, Flavour, authority, busy, opened
+from tests.wall.flavours import FLAVOURS, NAMES, Flavour, busy, opened
 from tests.wall.leaks import gone_soon
 from tests.wall.row import ONCE_MORE
 

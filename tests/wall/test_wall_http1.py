@@ -8,7 +8,8 @@ from shared.infrastructure.http import (
     RemoteProtocolViolationError,
 )
 from shared.infrastructure.resilience import AttemptTimeoutError, DeadlineExceededError
-from tests.wall.flavours import Flavour, server_tls
+from tests.local_tls import server_tls
+from tests.wall.flavours import Flavour
 from tests.wall.h1_site import HEAD, Play, bytes_of, drips, endless, h1_site, says, with_length
 from tests.wall.row import Row, meet, on_every_flavour
 

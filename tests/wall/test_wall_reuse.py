@@ -13,9 +13,10 @@ from shared.infrastructure.http import (
     WriteFailedError,
     WriteTimeoutError,
 )
+from tests.local_tls import server_tls
 from tests.raw_server import Peer, turns
 from tests.wall.answers import Said, Version
-from tests.wall.flavours import FLAVOURS, NAMES, Flavour, opened, server_tls
+from tests.wall.flavours import FLAVOURS, NAMES, Flavour, opened
 from tests.wall.h1_site import HEAD, Play, ends, h1_site, says, with_length
 from tests.wall.row import Row, meet, on_every_flavour
 

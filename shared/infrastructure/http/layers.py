@@ -120,8 +120,7 @@ class CheckLayer:
             try:
                 self._check(response)
             except self._library.failures as exc:
-                error = self._library.translated(exc, request)
-                raise error from error.__cause__
+                self._library.fail(exc, request)
         return response
 
 

@@ -1,7 +1,7 @@
 """What the SDK needs of an HTTP library: httpx and httpx2 are alike, but share no class.
 
-Everything else in this package is written once, against an `HTTPLibrary`; `flavours` are the few
-classes that a user sees, one set for each library.
+Everything else in this package is written once, against an `HTTPLibrary`; `httpx.py` and
+`httpx2.py` have the few classes that a user sees, one set for each library.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import ssl
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 import httpx
 
 from shared.infrastructure.http import errors
+from shared.infrastructure.http.amend import OutgoingRequest
 from shared.infrastructure.http.errors import UpstreamError
 from shared.infrastructure.http.secrecy import PublicURLs
 from shared.infrastructure.http.semantics import WHOLE_BODIES
@@ -59,23 +60,6 @@ _OUR_CLASSES: dict[str, type[UpstreamError]] = {
 
 # RFC 9113, section 7.
 _REFUSED_STREAM = 7
-
-
-class Request(Protocol):
-    """What we need of a request of either library."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def url(self) -> Any: ...
-    @property
-    def headers(self) -> Any: ...
-    @property
-    def content(self) -> bytes: ...
-    @property
-    def stream(self) -> Any: ...
-
-    extensions: Any
 
 
 if TYPE_CHECKING:
@@ -181,7 +165,9 @@ class HTTPLibrary:
             self._both[kind] = cast("type[UpstreamError]", type(kind.__name__, bases, {}))
         return self._both[kind]
 
-    def error(self, kind: type[UpstreamError], reason: str, request: Request) -> UpstreamError:
+    def error(
+        self, kind: type[UpstreamError], reason: str, request: OutgoingRequest
+    ) -> UpstreamError:
         """Return an error about the exchange that `request` asked for; it is the library's too."""
         host = request.url.netloc.decode("ascii")
         error = self.error_class(kind)(
@@ -191,11 +177,13 @@ class HTTPLibrary:
         cast("Any", error).request = request
         return error
 
-    def translated(self, exc: Exception, request: Request) -> UpstreamError:
-        """Return the error of ours, and the library's, for one that is only either of them.
+    def fail(self, exc: Exception, request: OutgoingRequest) -> NoReturn:
+        """Raise the error of ours, and the library's, for one that is only either of them."""
+        error = self.translated(exc, request)
+        raise error from error.__cause__
 
-        Its cause is set; raise it `from error.__cause__`.
-        """
+    def translated(self, exc: Exception, request: OutgoingRequest) -> UpstreamError:
+        """Return what `fail` raises; its cause is set."""
         # httpx often leaves the text empty; the class of the cause is then all there is to say.
         reason = str(exc) or type(exc).__name__
         if not isinstance(exc, UpstreamError):

@@ -48,12 +48,6 @@ class HTTPResponse(Protocol):
     async def aclose(self) -> None: ...
 
 
-class WatchedBody(Protocol):
-    """A streamed body that tells when it is over."""
-
-    def on_over(self, settle: Settle) -> None: ...
-
-
 Response = TypeVar("Response", bound=HTTPResponse)
 
 

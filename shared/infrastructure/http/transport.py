@@ -64,8 +64,7 @@ class Wire:
 
     Attributes:
         transport: The transport in use.
-        attempts: Exchanges begun.
-        resent: How many of them were a request sent again here.
+        resent: Exchanges that were a request sent again here.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class Wire:
         deadline_header: str | None = None,
     ) -> None:
         self.transport: Any = uncancelled(transport, limits.max_bytes)
-        self.attempts = 0
         self.resent = 0
         self._semantics = semantics
         self._library = library
@@ -105,14 +103,12 @@ class Wire:
         await self.transport.aclose()
 
     async def _exchange(self, request: Any) -> Any:
-        self.attempts += 1
         request = self._prepared(request)
         library, began = self._library, perf_counter()
         try:
             response = await self.transport.handle_async_request(request)
         except library.failures as exc:
-            error = library.translated(exc, request)
-            raise error from error.__cause__
+            library.fail(exc, request)
         if response.is_closed:  # its body came with it, as from a cache or a mock
             return response
         is_buffered = request.extensions.get(BUFFERED)
@@ -120,8 +116,7 @@ class Wire:
             decoder = self._decoder(request, response, is_buffered)
         except library.failures as exc:
             await response.aclose()
-            error = library.translated(exc, request)
-            raise error from error.__cause__
+            library.fail(exc, request)
         if is_buffered:
             library.hold(response, await self._read(request, response, decoder))
             response.elapsed = timedelta(seconds=perf_counter() - began)
@@ -140,8 +135,7 @@ class Wire:
             if "json" in response.headers.get("content-type", ""):
                 check_depth(content, self._limits.max_json_depth)
         except self._library.failures as exc:
-            error = self._library.translated(exc, request)
-            raise error from error.__cause__
+            self._library.fail(exc, request)
         finally:
             await body.aclose()
         return content

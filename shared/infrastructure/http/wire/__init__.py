@@ -2,7 +2,7 @@
 
 ::
 
-    transport.py            the httpx flavour: the only file that knows httpx
+    transport.py            the pool as a transport of either HTTP library
     pool.py                 which connection carries which request; waiting, keeping, closing
     sharing.py              which origins speak HTTP/2, and the one connection to each of them
     origin.py               scheme, host, port

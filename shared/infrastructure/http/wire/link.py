@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import select
 import ssl
@@ -41,7 +42,7 @@ class Owner(Protocol):
         ...
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.Protocol, abc.ABC):
     """A connection to one origin.
 
     Args:
@@ -72,6 +73,7 @@ class Link(asyncio.Protocol):
         self._is_full = False
         self._inbox: select.poll | None = None
 
+    @abc.abstractmethod
     async def send(self, request: Request, limits: Limits) -> Exchange[Any]:
         """Send a request and wait for the head of its answer.
 
@@ -81,7 +83,6 @@ class Link(asyncio.Protocol):
             UpstreamError: The exchange failed.
             LocalProtocolViolationError: The body has not the length its head declares.
         """
-        raise NotImplementedError
 
     @property
     def is_usable(self) -> bool:

@@ -90,8 +90,7 @@ class PooledTransport:
                 limits,
             )
         except UpstreamError as exc:
-            error = library.translated(exc, request)
-            raise error from error.__cause__
+            library.fail(exc, request)
         answer = exchange.answer
         patience = limits.get("read")
         if not request.extensions.get(BUFFERED):
@@ -128,8 +127,7 @@ class _Stream:
             while chunk := body.take() or await body.more():
                 yield chunk
         except UpstreamError as exc:
-            error = self._library.translated(exc, self._request)
-            raise error from error.__cause__
+            self._library.fail(exc, self._request)
 
     async def aclose(self) -> None:
         self._body.close()

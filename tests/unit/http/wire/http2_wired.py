@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any
 
 import hpack
-import trustme
 from hyperframe import frame as frames
 
 from shared.infrastructure.http import WireTransport
 from shared.infrastructure.http.config import ConnectionPoolConfig
 from shared.infrastructure.http.wire.frames import PREFACE
+from tests.local_tls import client_tls, server_tls
 from tests.raw_server import Peer, RawServer, raw_server, turns, until
 from tests.unit.http.wire.http2_said import data
 from tests.unit.http.wire.wired import NOTHING, Wired, left_over
-
-
-@cache
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@cache
-def server_tls(*protocols: str) -> ssl.SSLContext:
-    """Return the context of a service that speaks `protocols`."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert("127.0.0.1").configure_cert(context)
-    context.set_alpn_protocols(list(protocols))
-    return context
-
-
-def client_tls() -> ssl.SSLContext:
-    """Return a context that trusts our services."""
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
-    return context
 
 
 class Asked:

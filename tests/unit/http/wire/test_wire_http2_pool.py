@@ -19,15 +19,14 @@ from shared.infrastructure.http import (
 )
 from shared.infrastructure.resilience import ConfigurationError
 from shared.infrastructure.testing import FakeClock
+from tests.local_tls import client_tls, server_tls
 from tests.raw_server import OK, answering, raw_server, silent, turns, until
 from tests.unit.http.wire.http2_wired import (
     Asked,
     Service,
     Wired2,
-    client_tls,
     goaway,
     never,
-    server_tls,
     wired2,
 )
 from tests.unit.http.wire.wired import NOTHING, left_over
