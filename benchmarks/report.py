@@ -1,9 +1,10 @@
 """Markdown tables, and the machine they were made on."""
 
 import datetime as dt
+import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -43,13 +44,26 @@ def _version(name: str) -> str:
 
 def publish(name: str, title: str, body: str, *, keep: bool = True) -> None:
     """Print a result, with date and machine, and if it is to be kept write it to `results/`."""
-    today = dt.datetime.now(dt.UTC).date()
-    machine = f"{_cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    text = f"# {title}\n\n{today}, {machine}.\n\n{body}"
+    text = f"# {title}\n\n{_today()}, {_machine()}.\n\n{body}"
     if keep:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def publish_data(name: str, data: Mapping[str, object]) -> None:
+    """Write figures, with date and machine, to `results/` as JSON."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"date": str(_today()), "machine": _machine(), **data}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _today() -> dt.date:
+    return dt.datetime.now(dt.UTC).date()
+
+
+def _machine() -> str:
+    return f"{_cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def _cpu_model() -> str:

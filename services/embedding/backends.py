@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,7 +9,6 @@ from services.embedding.batcher import Outcome
 from services.embedding.cache import Embedded
 from services.embedding.errors import TextRejectedError
 from shared.infrastructure.local_embeddings import (
-    InferenceError,
     InvalidTextError,
     LocalEmbeddingModel,
     NonFiniteVectorError,
@@ -32,9 +30,6 @@ CANARY = "ready?"
 
 TEXT_FAULTS = (TextRejectedError, InvalidTextError, NonFiniteVectorError)
 """Errors that a text is to blame for."""
-
-# Errors of a batch after which its halves are tried: one of its texts may be to blame.
-_DIVISIBLE = (*TEXT_FAULTS, InferenceError)
 
 
 class Backend(Protocol):
@@ -110,7 +105,7 @@ class LocalBackend:
         self._dimension = 0
         self._monitor = HealthMonitor(self.model_name, self._canary, health, clock=clock)
         self._send: Send[Sequence[str], Sequence[Outcome]] = stack(
-            self._isolated, HealthLayer(self._monitor, clock=clock), semantics=PLAIN_CALL
+            self._run, HealthLayer(self._monitor, clock=clock), semantics=PLAIN_CALL
         )
 
     @property
@@ -161,42 +156,15 @@ class LocalBackend:
         }
 
     async def _canary(self) -> None:
-        await self._run([CANARY])
+        (outcome,) = await self._run([CANARY])
+        if isinstance(outcome, Exception):
+            raise outcome
 
-    async def _isolated(self, texts: Sequence[str]) -> Sequence[Outcome]:
-        outcomes = await isolate(self._run, texts)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        # That no text at all could be embedded is evidence against the model.
-        if len(failures) == len(texts) and not isinstance(failures[0], TEXT_FAULTS):
-            raise failures[0]
-        return outcomes
-
-    async def _run(self, texts: Sequence[str]) -> list[Embedded]:
+    async def _run(self, texts: Sequence[str]) -> Sequence[Outcome]:
         batch = await self._model.embed_batch(texts)
+        failed = batch.failures
+        # That no text at all could be embedded is evidence against the model.
+        if len(failed) == len(texts) and not isinstance(failed[0], TEXT_FAULTS):
+            raise failed[0]
         facts = zip(batch.vectors, batch.token_counts, batch.truncated, strict=True)
-        return [Embedded(*fact) for fact in facts]
-
-
-async def isolate(
-    send: Send[Sequence[str], Sequence[Embedded]], texts: Sequence[str]
-) -> list[Outcome]:
-    """Embed texts; halve a batch that fails until only the texts to blame have failed.
-
-    Breadth first: the good half of a batch is tried right after the bad one, so that a single bad
-    text is no series of failures that would open a breaker below.
-    """
-    outcomes: dict[int, Outcome] = {}
-    parts = deque([range(len(texts))])
-    while parts:
-        part = parts.popleft()
-        middle = len(part) // 2
-        try:
-            embedded = await send([texts[index] for index in part])
-        except Exception as exc:  # the outcome of these texts, if they cannot be told apart
-            if middle and isinstance(exc, _DIVISIBLE):
-                parts += (part[:middle], part[middle:])
-            else:
-                outcomes.update(dict.fromkeys(part, exc))
-        else:
-            outcomes.update(zip(part, embedded, strict=True))
-    return [outcomes[index] for index in range(len(texts))]
+        return [failed.get(row) or Embedded(*fact) for row, fact in enumerate(facts)]

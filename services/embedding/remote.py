@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
 import httpx
 import numpy as np
 
-from services.embedding.backends import CANARY, isolate
+from services.embedding.backends import CANARY
 from services.embedding.batcher import Outcome
 from services.embedding.cache import Embedded, Vector
 from services.embedding.errors import InvalidReplyError, RemoteBusyError, TextRejectedError
@@ -25,6 +26,7 @@ from shared.infrastructure.resilience import (
     ConfigurationError,
     RateLimitConfig,
     RetryConfig,
+    Send,
 )
 
 _LONGEST_EXCERPT = 200
@@ -145,6 +147,31 @@ class RemoteBackend:
                     f"{self._url} answered no finite vector of {dimension} numbers for text {index}"
                 )
         return embedded
+
+
+async def isolate(
+    send: Send[Sequence[str], Sequence[Embedded]], texts: Sequence[str]
+) -> list[Outcome]:
+    """Embed texts; halve a batch that is rejected until only the texts to blame are.
+
+    Breadth first: the good half of a batch is tried right after the bad one, so that a single bad
+    text is no series of failures that would open a breaker below.
+    """
+    outcomes: dict[int, Outcome] = {}
+    parts = deque([range(len(texts))])
+    while parts:
+        part = parts.popleft()
+        middle = len(part) // 2
+        try:
+            embedded = await send([texts[index] for index in part])
+        except Exception as exc:  # the outcome of these texts, if they cannot be told apart
+            if middle and isinstance(exc, TextRejectedError):
+                parts += (part[:middle], part[middle:])
+            else:
+                outcomes.update(dict.fromkeys(part, exc))
+        else:
+            outcomes.update(zip(part, embedded, strict=True))
+    return [outcomes[index] for index in range(len(texts))]
 
 
 def _refusal(response: httpx.Response) -> Exception:

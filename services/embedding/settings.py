@@ -34,7 +34,7 @@ class EmbeddingSettings(EnvSettings, frozen=True, protected_namespaces=()):
         max_queue: Texts that may wait for the model before new calls are refused; 2048; at least 1.
         max_text_length: Characters of a text that are read; 8192; at least 1.
         cache_size: Entries of the cache; 1000; 0 switches it off.
-        cache_dir: Directory of the ONNX graphs built here; None (default) is ~/.cache/morgan-sdk.
+        cache_dir: Directory of what `calibrate` measured; None (default) is ~/.cache/morgan-sdk.
         remote_url: Base URL of an OpenAI-compatible server that embeds instead of a local model,
             such as `https://api.openai.com/v1`; None (default) embeds here.
         remote_api_key: Bearer token for that server; None.

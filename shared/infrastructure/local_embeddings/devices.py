@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.infrastructure.local_embeddings.errors import DeviceUnavailableError
-
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from shared.infrastructure.local_embeddings.memory.cgroups import (
+    PROC,
+    control_groups,
+    read_int,
+    read_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +65,30 @@ def choose_device(requested: str, *, cuda_devices: int, library: str) -> Device:
     return device
 
 
-def usable_cpus() -> int:
-    """Return the CPUs this process may keep busy: its affinity, capped by the container's quota.
+def usable_cpus(proc: Path = PROC) -> int:
+    """Return the CPUs this process may keep busy: its affinity, capped by its container's quota.
 
     Libraries size their thread pools by the host, which makes a small container on a large host
-    thrash.
+    thrash. Of the quotas of its control group and of every parent the smallest counts, rounded up.
+
+    Args:
+        proc: Where the proc file system is mounted.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_QUOTA.read_text().split()
-    except (OSError, ValueError):
+    groups = control_groups("cpu", proc)
+    if groups is None:
         return cpus
-    return cpus if quota == "max" else max(1, min(cpus, math.ceil(int(quota) / int(period))))
+    quotas = [_quota(directory, groups.version) for directory in groups.directories]
+    return max(1, math.ceil(min(cpus, *quotas)))
+
+
+def _quota(directory: str, version: int) -> float:
+    """Return the CPUs that a control group may keep busy; infinite if it has no quota."""
+    if version == 1:
+        quota = read_int(f"{directory}/cpu.cfs_quota_us")
+        period = read_int(f"{directory}/cpu.cfs_period_us")
+    else:
+        pair = (read_text(f"{directory}/cpu.max") or "").split()
+        quota, period = (int(field) if field.isdecimal() else None for field in (*pair, "", "")[:2])
+    return quota / period if quota and period and quota > 0 else math.inf

@@ -1,106 +1,202 @@
-"""One call's work on the model's thread, in slices, so that a long call lets short ones through."""
+"""One call on its way through the model: tokens, then passes on the workers, then one answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
+import asyncio
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shared.infrastructure.local_embeddings.backends import EmbeddingBackend
-from shared.infrastructure.local_embeddings.batching import plan_batches
+from shared.infrastructure.local_embeddings.batching import Rows, plan_passes
+from shared.infrastructure.local_embeddings.config import TokenizeOptions
+from shared.infrastructure.local_embeddings.engine import Engine
 from shared.infrastructure.local_embeddings.errors import (
     InferenceError,
     InvalidTextError,
     NonFiniteVectorError,
+    OutOfMemoryError,
 )
-from shared.infrastructure.local_embeddings.tokens import TokenBatch
+from shared.infrastructure.local_embeddings.passes import EmbeddedRows, Pass
+from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
 from shared.infrastructure.local_embeddings.vectors import Vectors
-from shared.infrastructure.resilience.clock import Clock
-from shared.infrastructure.resilience.errors import ServiceError
+from shared.infrastructure.resilience.errors import ConfigurationError, ServiceError
+from shared.infrastructure.resilience.layer import PlainCall, Settle, Verdict
 
-_SLICE = 0.05  # seconds after which a call lets the next one have a turn
+Res = TypeVar("Res")
+
+# What is tokenized in one go: short enough that other calls get their turn in between.
+_CHUNK_TEXTS = 512
+_CHUNK_CHARACTERS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedCall:
+    """What a caller asks for.
+
+    Attributes:
+        texts: Texts to embed.
+        options: How they become tokens.
+        on_rows: Called on the event loop with the texts of each pass as it ends.
+    """
+
+    texts: tuple[str, ...]
+    options: TokenizeOptions = field(default_factory=TokenizeOptions)
+    on_rows: Callable[[EmbeddedRows], object] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingBatch:
     """What the model said of some texts, in their order.
 
     Attributes:
-        vectors: Pooled vectors that are not normalised, float32 of shape (n, dim).
+        vectors: Pooled vectors that are not normalised, float32 of shape (n, dim); NaN where one
+            failed.
         token_counts: Tokens read of each text, special tokens included.
-        truncated: Whether a text was too long, so that its end was not read.
+        truncated: Whether a text was too long, so that one end of it was not read.
+        failures: What went wrong with a text, by its position; empty if all went well.
     """
 
     vectors: Vectors
     token_counts: tuple[int, ...]
     truncated: tuple[bool, ...]
+    failures: Mapping[int, ServiceError] = field(default_factory=dict[int, ServiceError])
+
+    def __len__(self) -> int:
+        return len(self.token_counts)
+
+    def error(self) -> ServiceError | None:
+        """Return one error for all failures, or None; the rest of the batch is its `partial`."""
+        if not self.failures:
+            return None
+        rows = tuple(sorted(self.failures))
+        error = self.failures[rows[0]]
+        if len(rows) > 1:
+            message = f"{len(rows)} texts could not be embedded, the first: {error}"
+            kinds = {type(failure) for failure in self.failures.values()}
+            kind = NonFiniteVectorError if kinds == {NonFiniteVectorError} else InferenceError
+            first, error = error, kind(message, rows)
+            error.__cause__ = first
+        if isinstance(error, InferenceError):
+            error.partial = self
+        return error
 
 
 class Inference:
-    """Texts on their way to vectors.
+    """A call under way; made and run on the event loop, while its caller holds the engine.
 
     Args:
-        backend: The model.
-        texts: What to embed.
-        max_rows: Texts in one forward pass at most.
-        max_tokens: Tokens in one forward pass at most, padding included.
-        clock: Measures the slices.
+        engine: The open model.
+        call: What is asked for.
     """
 
-    def __init__(
-        self,
-        backend: EmbeddingBackend,
-        texts: Sequence[str],
-        *,
-        max_rows: int,
-        max_tokens: int,
-        clock: Clock,
-    ) -> None:
-        self._backend = backend
-        self._clock = clock
-        self._steps = self._run(texts, max_rows, max_tokens)
+    def __init__(self, engine: Engine, call: EmbedCall) -> None:
+        self._engine = engine
+        self._backend = engine.backend
+        self._limits = engine.limits
+        self._call = call
+        self._failures: dict[int, ServiceError] = {}
+        self._running: set[asyncio.Future[EmbeddedRows]] = set()
 
-    def advance(self) -> EmbeddingBatch | None:
-        """Work for one slice, on the model's thread; return the result once there is one.
+    async def run(self) -> EmbeddingBatch:
+        """Return what came of the texts.
 
         Raises:
-            InferenceError: The library failed, or the model answered NaN or infinity.
-            InvalidTextError: A text is no valid Unicode.
+            InvalidTextError: A text cannot be read; none was embedded.
         """
-        deadline = self._clock.now() + _SLICE
         try:
-            for result in self._steps:
-                if result or self._clock.now() >= deadline:
-                    return result
-        except ServiceError:
+            if self._is_short():
+                tokens, first = await self._engine.run(self._begin)
+            else:
+                tokens, first = await self._tokenized(), None
+            vectors = np.empty((len(tokens), self._backend.spec.dimension), np.float32)
+            if first:
+                self._settle(first, vectors)
+            else:
+                await self._run_passes(tokens, vectors)
+        except BaseException:
+            for job in self._running:
+                job.cancel()
             raise
-        except Exception as exc:
-            raise InferenceError(f"inference failed: {type(exc).__name__}: {exc}") from exc
-        raise RuntimeError("the result was already returned")
+        return EmbeddingBatch(
+            vectors,
+            tuple(tokens.lengths.tolist()),
+            tuple(tokens.truncated.tolist()),
+            self._failures,
+        )
 
-    def _run(
-        self, texts: Sequence[str], max_rows: int, max_tokens: int
-    ) -> Iterator[EmbeddingBatch | None]:
-        tokens = self._backend.tokenize(texts)
-        lengths = tokens.lengths
-        vectors = np.empty((len(texts), self._backend.spec.dimension), np.float32)
-        for rows in plan_batches(lengths, max_rows=max_rows, max_tokens=max_tokens):
-            vectors[rows] = self._forward(tokens, rows)
-            yield None
-        yield EmbeddingBatch(vectors, tuple(lengths.tolist()), tuple(tokens.truncated))
+    def _begin(self) -> tuple[TokenBatch, EmbeddedRows | None]:
+        """Tokenize a short call; embed it as well, if it is no more than one pass."""
+        tokens = self._tokenize(self._call.texts)
+        passes = list(itertools.islice(self._plan(tokens), 2))
+        if len(passes) != 1:
+            return tokens, None
+        return tokens, Pass(self._backend, tokens, passes[0], self._limits)()
 
-    def _forward(self, tokens: TokenBatch, rows: NDArray[np.int64]) -> Vectors:
-        vectors = self._backend.forward(tokens.select(rows))
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            indexes = tuple(sorted(rows[~finite].tolist()))
-            raise NonFiniteVectorError(
-                f"the model answered NaN or infinity for text(s) {indexes}", indexes
-            )
-        return vectors
+    def _is_short(self) -> bool:
+        texts = self._call.texts
+        return len(texts) <= self._limits.max_rows and sum(map(len, texts)) <= _CHUNK_CHARACTERS
+
+    async def _tokenized(self) -> TokenBatch:
+        parts: list[TokenBatch] = []
+        start = 0
+        for chunk in _chunks(self._call.texts):
+            try:
+                part = await self._engine.prepare(functools.partial(self._tokenize, chunk))
+            except InvalidTextError as exc:
+                raise exc.moved(start) from exc.__cause__
+            parts.append(part)
+            start += len(chunk)
+        return TokenBatch.joined(parts)
+
+    def _tokenize(self, texts: Sequence[str]) -> TokenBatch:
+        with self._engine.tokenizing:
+            return self._backend.tokenize(texts, self._call.options)
+
+    def _plan(self, tokens: TokenBatch) -> Iterator[Rows]:
+        return plan_passes(
+            tokens.lengths,
+            max_rows=self._limits.max_rows,
+            max_tokens=lambda: self._limits.budget.current,
+            packed=self._backend.spec.packed,
+        )
+
+    async def _run_passes(self, tokens: TokenBatch, vectors: Vectors) -> None:
+        # One pass more than there are workers, so that none waits for the event loop; no more, so
+        # that the passes of other calls come in between.
+        ahead = self._engine.workers + 1
+        for rows in self._plan(tokens):
+            if len(self._running) == ahead:
+                await self._settle_next(vectors)
+            job = Pass(self._backend, tokens, rows, self._limits)
+            self._running.add(self._engine.run(job))
+        while self._running:
+            await self._settle_next(vectors)
+
+    async def _settle_next(self, vectors: Vectors) -> None:
+        done, self._running = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        for job in done:
+            self._settle(job.result(), vectors)
+
+    def _settle(self, embedded: EmbeddedRows, vectors: Vectors) -> None:
+        vectors[embedded.rows] = embedded.vectors
+        self._failures.update(embedded.failures)
+        self._call.on_rows(embedded)
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield consecutive parts that are short enough to be tokenized in one go."""
+    start = characters = 0
+    for at, text in enumerate(texts):
+        characters += len(text)
+        full = at - start == _CHUNK_TEXTS or characters > _CHUNK_CHARACTERS
+        if full and at > start:
+            yield texts[start:at]
+            start, characters = at, len(text)
+    yield texts[start:]
 
 
 def as_texts(texts: Sequence[str] | str) -> tuple[str, ...]:
@@ -120,3 +216,21 @@ def as_texts(texts: Sequence[str] | str) -> tuple[str, ...]:
             kind = type(item).__name__
             raise InvalidTextError(f"text {index} must be a string, not {kind}", index)
     return tuple(texts)
+
+
+class InferenceSemantics(PlainCall):
+    """A text or a setting that is wrong says nothing about the model."""
+
+    def judge(self, outcome: object) -> Verdict:
+        if isinstance(outcome, ConfigurationError):
+            return Verdict.VOID
+        if isinstance(outcome, EmbeddingBatch) and len(outcome.failures) == len(outcome) > 0:
+            blamed = (NonFiniteVectorError, OutOfMemoryError)
+            failed = outcome.failures.values()
+            all_texts = all(isinstance(failure, blamed) for failure in failed)
+            return Verdict.VOID if all_texts else Verdict.FAILED
+        return super().judge(outcome)
+
+    def watch(self, response: Res, settle: Settle) -> Res:
+        settle(self.judge(response))
+        return response

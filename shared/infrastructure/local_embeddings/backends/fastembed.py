@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from shared.infrastructure.local_embeddings.backends.onnx import OnnxBackend, Session
-from shared.infrastructure.local_embeddings.config import LocalEmbeddingConfig
-from shared.infrastructure.local_embeddings.devices import Device, usable_cpus
-from shared.infrastructure.local_embeddings.files import ModelFiles
+from shared.infrastructure.local_embeddings.config import DEFAULT_CACHE_DIR, LocalEmbeddingConfig
+from shared.infrastructure.local_embeddings.devices import Device
+from shared.infrastructure.local_embeddings.model_files.files import ModelFiles
+from shared.infrastructure.local_embeddings.onnx_encoder.graph import Graph
 from shared.infrastructure.local_embeddings.optional import require
 
 _GRAPH = "model.onnx"
@@ -23,6 +24,13 @@ _GRAPH = "model.onnx"
 # serves all models, since each is opened from a directory of its own.
 _MODEL = "morgan-sdk/local"
 _registering = threading.Lock()
+# fastembed opens a tokenizer, too, which nobody asks for anything.
+_UNUSED = {
+    "config.json": {"pad_token_id": 0},
+    "tokenizer.json": {"model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}},
+    "tokenizer_config.json": {"model_max_length": 1, "pad_token": ""},
+    "special_tokens_map.json": {},
+}
 
 
 class FastembedBackend(OnnxBackend):
@@ -33,28 +41,25 @@ class FastembedBackend(OnnxBackend):
         self._library = require("fastembed", extra="fastembed")
         super().__init__(config, files)
 
-    def _open_session(self, graph: Path, device: Device) -> Session:
+    def _open_session(self, graph: Graph, device: Device) -> Session:
         text_embedding = self._library.TextEmbedding
         _register_once(text_embedding)
-        with tempfile.TemporaryDirectory() as directory:
-            self._assemble(Path(directory), graph)
+        # Where models are kept, a link to the weights is more likely to do than among other
+        # temporary files. All is mapped or read by the time the directory goes.
+        cache = (self._config.cache_dir or DEFAULT_CACHE_DIR).expanduser()
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as directory:
+            graph.place(Path(directory, _GRAPH))
+            for name, content in _UNUSED.items():
+                Path(directory, name).write_text(json.dumps(content), encoding="utf-8")
             embedding = text_embedding(
                 _MODEL,
                 specific_model_path=directory,
-                threads=self._config.threads or usable_cpus(),
+                threads=self._threads,
                 cuda=device.is_cuda,
                 device_ids=[device.index] if device.is_cuda else None,
             )
         return cast("Session", embedding.model.model)
-
-    def _assemble(self, directory: Path, graph: Path) -> None:
-        """Lay out a model the way fastembed expects one; it reads all of it when it opens."""
-        (directory / _GRAPH).symlink_to(graph)
-        for name in ("config.json", "tokenizer.json", "special_tokens_map.json"):
-            if (source := self._files.encoder_dir / name).is_file():
-                (directory / name).symlink_to(source)
-        settings = self._files.tokenizer_config | {"model_max_length": self._tokenizer.max_length}
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _register_once(text_embedding: Any) -> None:

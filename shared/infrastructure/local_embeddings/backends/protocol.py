@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from shared.infrastructure.local_embeddings.tokens import TokenBatch
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.infrastructure.local_embeddings.config import TokenizeOptions
+from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
 from shared.infrastructure.local_embeddings.vectors import Vectors
 
 
@@ -17,11 +21,14 @@ class BackendSpec:
     Attributes:
         dimension: Numbers in a vector.
         max_length: Tokens of a text that are read.
+        dimensions: How many of a vector's first numbers the model's authors want; None is all.
         pooling: How token vectors become one.
         dtype: Number format of the arithmetic.
         device: Where it runs.
         batch_invariant: Whether a text's vector is the same, to 1e-5, whatever runs beside it.
         batch_tokens: Tokens in one forward pass, padding included, that run fastest.
+        packed: Whether texts of different lengths share a pass without padding.
+        concurrent: Whether several threads may run `forward` at once over one copy of the weights.
         device_reason: Why this device.
         fingerprint: SHA-256 of all that decides a text's vector.
         model_path: Directory of the model.
@@ -31,11 +38,14 @@ class BackendSpec:
 
     dimension: int
     max_length: int
+    dimensions: int | None = None
     pooling: str = "mean"
     dtype: str = "float32"
     device: str = "cpu"
     batch_invariant: bool = True
     batch_tokens: int = 1024
+    packed: bool = False
+    concurrent: bool = True
     device_reason: str = "as configured"
     fingerprint: str = ""
     model_path: str = ""
@@ -43,22 +53,67 @@ class BackendSpec:
     prompts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+class Cost(NamedTuple):
+    """What a forward pass takes.
+
+    Attributes:
+        tokens: Tokens computed, padding included.
+        bytes: Working memory while it runs, estimated; weights not included.
+    """
+
+    tokens: int
+    bytes: int
+
+
 class EmbeddingBackend(Protocol):
-    """A loaded model. One thread calls it, so that it needs no lock."""
+    """A loaded model.
+
+    One thread at a time calls `tokenize`, and meanwhile others may call `forward`: several at once
+    if the spec says `concurrent`, else one.
+    """
 
     @property
     def spec(self) -> BackendSpec:
         """Facts of the model."""
         ...
 
-    def tokenize(self, texts: Sequence[str]) -> TokenBatch:
-        """Return the token ids of each text, cut to `spec.max_length`."""
+    def tokenize(self, texts: Sequence[str], options: TokenizeOptions) -> TokenBatch:
+        """Return the token ids of each text, cut to `spec.max_length`.
+
+        Raises:
+            InvalidTextError: A text is no valid Unicode, or too long for `Truncation.NONE`.
+        """
         ...
 
-    def forward(self, batch: TokenBatch) -> Vectors:
-        """Return pooled vectors that are not normalised, float32 of shape (n, dimension)."""
+    def forward(self, batch: TokenBatch, out: Vectors) -> None:
+        """Write the pooled vectors, not normalised, to `out`, float32 of shape (n, dimension)."""
+        ...
+
+    def cost(self, lengths: NDArray[np.int64]) -> Cost:
+        """Return what one pass over texts of these lengths takes."""
+        ...
+
+    def warm_up(self) -> None:
+        """Do now what the first passes would else do: compile, capture, fill arenas."""
+        ...
+
+    def trim(self) -> None:
+        """Give back memory that is kept only for speed; passes may be running."""
         ...
 
     def close(self) -> None:
         """Let go of the model's memory; no other method is called after it."""
         ...
+
+
+def transformer_cost(config: Mapping[str, Any], lengths: NDArray[np.int64]) -> Cost:
+    """Return what a padded pass of a float32 transformer takes, from its `config.json`."""
+    rows, longest = len(lengths), int(lengths.max(initial=1))
+    tokens = rows * longest
+    # The second names are DistilBERT's.
+    hidden = int(config.get("hidden_size", config.get("dim", 768)))
+    wide = int(config.get("intermediate_size", config.get("hidden_dim", 4 * hidden)))
+    heads = int(config.get("num_attention_heads", config.get("n_heads", 12)))
+    # A layer's widest moments: query, key and value beside the input, or the feed-forward's wide
+    # vectors before and after their activation; and the attention scores before and after softmax.
+    return Cost(tokens, 4 * (tokens * (4 * hidden + 2 * wide) + 2 * heads * tokens * longest))

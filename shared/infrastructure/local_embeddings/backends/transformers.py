@@ -1,26 +1,63 @@
-"""The bare encoder under torch, with our pooling."""
+"""The bare encoder under torch, with our pooling: our own encoder where it knows the model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shared.infrastructure.local_embeddings.backends.torch import TorchBackend
+from shared.infrastructure.local_embeddings.backends.torch import (
+    PaddedModel,
+    TorchBackend,
+    TorchModel,
+    quiet,
+)
 from shared.infrastructure.local_embeddings.config import LocalEmbeddingConfig, Pooling
-from shared.infrastructure.local_embeddings.files import ModelFiles
+from shared.infrastructure.local_embeddings.errors import UnsupportedModelError
+from shared.infrastructure.local_embeddings.model_files.files import ModelFiles
 from shared.infrastructure.local_embeddings.optional import require
+from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
 
 if TYPE_CHECKING:
     import torch
 
-    from shared.infrastructure.local_embeddings.backends.torch import Encoder
-
 
 class TransformersBackend(TorchBackend):
-    """`transformers.AutoModel`, then a pooling; for models that are no more than that."""
+    """A bare encoder, then a pooling; for models that are no more than that.
 
-    def _load(self, config: LocalEmbeddingConfig, files: ModelFiles, dtype: torch.dtype) -> Encoder:
-        transformers = require("transformers", extra="torch")
+    BERT and its kin run in `torch_encoder`, without padding; others in `transformers.AutoModel`.
+    """
+
+    def _load(
+        self,
+        config: LocalEmbeddingConfig,
+        files: ModelFiles,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> TorchModel:
         pooling = files.plain_pooling(config.pooling)
+        room = require("shared.infrastructure.local_embeddings.torch_encoder", extra="torch")
+        if not room.Architecture.supports(files.config):
+            return _automodel(files, pooling, device, dtype)
+        try:
+            encoder: TorchModel = room.TorchEncoder.load(
+                files.encoder_weights,
+                files.config,
+                pooling=pooling.value,
+                device=device,
+                dtype=dtype,
+            )
+        except room.UnsupportedArchitectureError as exc:
+            raise UnsupportedModelError(f"cannot run {files.root}: {exc}") from exc
+        return encoder
+
+
+def _automodel(
+    files: ModelFiles, pooling: Pooling, device: torch.device, dtype: torch.dtype
+) -> TorchModel:
+    transformers = require("transformers", extra="torch")
+    pool_texts = require(
+        "shared.infrastructure.local_embeddings.torch_encoder.pooling", extra="torch"
+    ).pool_texts
+    with quiet():
         model = transformers.AutoModel.from_pretrained(
             files.encoder_dir,
             dtype=dtype,
@@ -28,25 +65,11 @@ class TransformersBackend(TorchBackend):
             trust_remote_code=False,
             use_safetensors=True,
         )
-        model.to(self._device).eval()
+    model.to(device).eval()
 
-        def encode(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            return _pool(tokens, mask, pooling)
+    def encode(ids: torch.Tensor, mask: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+        tokens = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        vectors: torch.Tensor = pool_texts(tokens[mask.bool()], batch, pooling.value)
+        return vectors
 
-        return encode
-
-
-def _pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    match pooling:
-        case Pooling.MEAN:
-            counts = mask.sum(dim=1, keepdim=True).clamp(min=1)
-            weights = (mask / counts).to(tokens.dtype).unsqueeze(1)
-            return (weights @ tokens).squeeze(1)
-        case Pooling.CLS:
-            return tokens[:, 0]
-        case Pooling.MAX:
-            return tokens.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1)
-        case Pooling.LAST_TOKEN:
-            rows = mask.new_tensor(range(len(mask)))
-            return tokens[rows, mask.sum(dim=1) - 1]
+    return PaddedModel(encode, device, files.pad_token_id)

@@ -1,0 +1,1 @@
+"""A model's files: where they are, whether they are what they should be, and what they say."""

@@ -1,0 +1,85 @@
+"""Token ids of some texts, ragged: one flat array and where each text begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Token ids of n texts, special tokens included.
+
+    Attributes:
+        ids: Ids of all texts, one after another, int32 of shape (tokens,).
+        offsets: Where each text begins in `ids`, and where the last one ends, int64 (n + 1,).
+        truncated: Whether a text was too long, so that one end of it is missing, bool (n,).
+        prompt_tokens: Tokens at the start of every text that its vector leaves out; 0 unless the
+            model keeps its prompts out of the pooling.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    prompt_tokens: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[Sequence[int]],
+        truncated: Sequence[bool] | None = None,
+        prompt_tokens: int = 0,
+    ) -> TokenBatch:
+        """Return the batch of texts given as lists of ids."""
+        lengths = [len(row) for row in ids]
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        flat = np.empty(int(offsets[-1]), np.int32)
+        for row, start, end in zip(ids, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            flat[start:end] = row
+        cut = np.zeros(len(ids), np.bool_) if truncated is None else np.array(truncated, np.bool_)
+        return cls(flat, offsets, cut, prompt_tokens)
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenBatch]) -> TokenBatch:
+        """Return the texts of several batches, one batch after another; at least one is given."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            offsets,
+            np.concatenate([part.truncated for part in parts]),
+            parts[0].prompt_tokens,
+        )
+
+    def __len__(self) -> int:
+        return len(self.truncated)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, int64 of shape (n,)."""
+        return np.diff(self.offsets)
+
+    def select(self, rows: NDArray[np.int64]) -> TokenBatch:
+        """Return the texts at `rows`, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        # Where each token of the result lies in `ids`: its place in its text, after the text's
+        # beginning here.
+        within = np.arange(int(offsets[-1]), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+        ids = self.ids[np.repeat(self.offsets[rows], lengths) + within]
+        return TokenBatch(ids, offsets, self.truncated[rows], self.prompt_tokens)
+
+    def padded(self, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return ids and attention mask, both int64 of shape (n, longest), padded on the right."""
+        lengths = self.lengths
+        longest = int(lengths.max(initial=1))
+        real: NDArray[np.bool_] = np.arange(longest) < lengths[:, None]
+        ids = np.full(real.shape, pad_id, np.int64)
+        ids[real] = self.ids
+        return ids, real.astype(np.int64)
