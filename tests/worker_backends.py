@@ -7,7 +7,6 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,9 @@ class ObedientBackend:
 
     def __init__(self, config: LocalEmbeddingConfig) -> None:
         self.threads = config.threads
-        self.room = config.cache_dir or Path()
+        if config.cache_dir is None:
+            raise ValueError("an obedient backend needs a room for its traces")
+        self.room = config.cache_dir
 
     def tokenize(self, texts: Sequence[str], options: TokenizeOptions) -> TokenBatch:
         for index, text in enumerate(texts):

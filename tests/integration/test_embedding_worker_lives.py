@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from tests.workers import (
     ask,
     descriptors,
     is_alive,
-    opening,
     resources,
     traces,
     wait_until,
@@ -37,18 +36,6 @@ from tests.workers import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def open_(tmp_path: Path) -> Iterator[Open]:
-    with opening(tmp_path) as open_:
-        yield open_
-
-
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as threads:
-        yield threads
 
 
 def _unfindable() -> Callable[[LocalEmbeddingConfig], worker_backends.ObedientBackend]:
@@ -73,10 +60,11 @@ def test_what_cannot_be_loaded_says_why_and_leaves_nothing_behind(
     load: Callable[[LocalEmbeddingConfig], worker_backends.ObedientBackend],
     error: type[Exception],
     message: str,
+    tmp_path: Path,
 ) -> None:
     before = resources()
     with pytest.raises(error, match=message):
-        ProcessBackend(LocalEmbeddingConfig(model_name="m"), 2, load)
+        ProcessBackend(LocalEmbeddingConfig(model_name="m", cache_dir=tmp_path), 2, load)
     assert resources() == before
 
 

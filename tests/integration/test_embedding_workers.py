@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from tests.workers import (
     answer,
     ask,
     is_alive,
-    opening,
     traces,
     wait_until,
     waiting,
@@ -44,18 +42,6 @@ TEXTS = [
     "nul\0inside",
     *(f"{n} " * n for n in range(26)),
 ]
-
-
-@pytest.fixture
-def open_(tmp_path: Path) -> Iterator[Open]:
-    with opening(tmp_path) as open_:
-        yield open_
-
-
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as threads:
-        yield threads
 
 
 def test_workers_answer_as_the_backend_itself_does(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Mapping,
 )
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from shared.infrastructure.local_embeddings.errors import InvalidTextError
 from shared.infrastructure.local_embeddings.inference import EmbeddingBatch
@@ -95,7 +95,7 @@ class ProgressMeter:
 
 async def embed_windows(
     texts: Iterable[str] | AsyncIterable[str],
-    embed: Callable[[tuple[str, ...]], Awaitable[EmbeddingBatch]],
+    embed: Callable[[tuple[str, ...]], Coroutine[Any, Any, EmbeddingBatch]],
     finish: Callable[[Vectors], Vectors],
     *,
     window: int,
@@ -118,7 +118,7 @@ async def embed_windows(
     windows = _windows(texts, window, start)
     try:
         async for position, part in windows:
-            under_way.append((position, asyncio.ensure_future(_call(embed, part))))
+            under_way.append((position, asyncio.create_task(embed(part))))
             if len(under_way) == _AHEAD:
                 yield await _next(under_way, finish)
         while under_way:
@@ -129,12 +129,6 @@ async def embed_windows(
             task.cancel()
         await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
         await windows.aclose()
-
-
-async def _call(
-    embed: Callable[[tuple[str, ...]], Awaitable[EmbeddingBatch]], texts: tuple[str, ...]
-) -> EmbeddingBatch:
-    return await embed(texts)
 
 
 async def _next(

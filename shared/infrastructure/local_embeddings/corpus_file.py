@@ -73,7 +73,8 @@ async def embed_file(
         async for chunk in chunks:
             failures = {row: str(error) for row, error in chunk.failures.items()}
             file.append(corpus.forget(len(chunk)), chunk.vectors, failures)
-        corpus.check()
+        # A corpus may have ended before the rows of the file did.
+        file.check_skipped()
     return file
 
 
@@ -101,10 +102,6 @@ class _Corpus(Iterator[str]):
         else:
             self._kept.append(text)
         return text
-
-    def check(self) -> None:
-        """Refuse a corpus that ended before the rows of the file did."""
-        self._file.check_skipped()
 
     def forget(self, count: int) -> Sequence[str]:
         """Return the oldest texts, and keep them no longer."""

@@ -330,9 +330,8 @@ class LocalEmbeddingModel:
     async def _finisher(self, dimensions: int | None) -> Callable[[Vectors], Vectors]:
         """Return what makes the caller's vectors of the model's; refuse what it cannot make."""
         spec = await self._loaded()
-        wanted = dimensions or self.config.dimensions or spec.dimensions
-        if dimensions is not None:
-            check_dimensions(dimensions, spec.dimension)
+        if (wanted := dimensions) is None:
+            wanted = self.config.dimensions or spec.dimensions
         scaled = normalized if self.config.normalize else _unchanged
         if wanted is None:
             return scaled

@@ -65,7 +65,7 @@ class Pass:
         self, backend: EmbeddingBackend, tokens: TokenBatch, rows: Rows, limits: Limits
     ) -> None:
         self._backend = backend
-        self._tokens = tokens
+        self._of_call = tokens
         self._rows = rows
         self._budget = limits.budget
         self._governor = limits.governor
@@ -75,13 +75,15 @@ class Pass:
 
     def __call__(self) -> EmbeddedRows:
         """Run it; what goes wrong is the failure of the texts it goes wrong for."""
-        waiting = [(0, len(self._rows))]
+        tokens = self._of_call.select(self._rows)
+        waiting = [(0, len(tokens))]
         while waiting:
             self._governor.check()
             start, end = waiting.pop()
-            if end - start > 1 and not self._fits(start, end):
+            part = tokens if len(tokens) == end - start else tokens.select(np.arange(start, end))
+            if end - start > 1 and not self._fits(part):
                 waiting += _halves(start, end)
-            elif error := self._forward(start, end):
+            elif error := self._forward(part, self._vectors[start:end]):
                 if end - start > 1 and _may_be_halved(error):
                     waiting += _halves(start, end)
                     continue
@@ -89,49 +91,35 @@ class Pass:
                 if not self._answered and self._is_hopeless(error):
                     self._give_up(waiting, error)
                     break
+            else:
+                self._answered += end - start
+                self._check(start, end)
         return EmbeddedRows(
-            self._rows,
-            self._vectors,
-            self._tokens.lengths[self._rows],
-            self._tokens.truncated[self._rows],
-            self._failures,
+            self._rows, self._vectors, tokens.lengths, tokens.truncated, self._failures
         )
 
     def _is_hopeless(self, error: Exception) -> bool:
         # The longest texts come first: that they do not fit says nothing of the others.
         return len(self._failures) >= _HOPELESS and not is_out_of_memory(error)
 
-    def _lengths(self, start: int, end: int) -> NDArray[np.int64]:
-        return self._tokens.lengths[self._rows[start:end]]
-
-    def _tokens_of(self, start: int, end: int) -> int:
-        lengths = self._lengths(start, end)
-        return int(lengths.sum() if self._backend.spec.packed else lengths.max() * len(lengths))
-
-    def _fits(self, start: int, end: int) -> bool:
+    def _fits(self, part: TokenBatch) -> bool:
         try:
-            cost = self._backend.cost(self._lengths(start, end))
+            cost = self._backend.cost(part.lengths)
         except Exception:  # a backend in a process that is gone: the pass itself will tell
             return True
         return self._governor.admits(cost.bytes, device=self._backend.spec.device)
 
-    def _forward(self, start: int, end: int) -> Exception | None:
+    def _forward(self, part: TokenBatch, out: Vectors) -> Exception | None:
         try:
-            self._backend.forward(
-                self._tokens.select(self._rows[start:end]), self._vectors[start:end]
-            )
+            self._backend.forward(part, out)
         except Exception as exc:
             if is_out_of_memory(exc):
-                lengths = self._lengths(start, end)
-                is_packed = self._backend.spec.packed
-                self._budget.lower(
-                    int(lengths.sum() if is_packed else lengths.max() * len(lengths))
-                )
+                lengths, is_packed = part.lengths, self._backend.spec.packed
+                tokens = lengths.sum() if is_packed else lengths.max() * len(lengths)
+                self._budget.lower(int(tokens))
                 self._trim()
             return exc
         self._budget.on_success()
-        self._answered += end - start
-        self._check(start, end)
         return None
 
     def _trim(self) -> None:

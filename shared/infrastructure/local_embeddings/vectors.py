@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.infrastructure.local_embeddings.config import Pooling
+from shared.infrastructure.local_embeddings.tokens.shares import token_shares
 from shared.infrastructure.resilience.errors import ConfigurationError
 
 Vectors = NDArray[np.float32]
@@ -58,14 +59,10 @@ def token_weights(
     Returns:
         Float32 of shape (n, s); the sum over a text's tokens, each times its share, is its vector.
     """
-    position = np.arange(width)
-    counted = (position >= prompt_tokens) & (position < lengths[:, None])
-    weights = counted * (position + 1.0) if pooling is Pooling.WEIGHTED_MEAN else counted * 1.0
-    total = weights.sum(axis=1, keepdims=True)
-    if pooling is Pooling.MEAN_SQRT_LEN:
-        total = np.sqrt(total)
-    shares: Vectors = (weights / np.maximum(total, _SMALLEST_NORM)).astype(np.float32)
-    return shares
+    weights = np.zeros((len(lengths), width), np.float32)
+    real: NDArray[np.bool_] = np.arange(width) < lengths[:, None]
+    weights[real] = token_shares(lengths, pooling, prompt_tokens)
+    return weights
 
 
 def shortened(vectors: Vectors, dimensions: int) -> Vectors:

@@ -27,6 +27,7 @@ class ScriptedBackend:
         self.before_forward: Callable[[], None] = lambda: None
         self.on_close: Callable[[], None] = lambda: None
         self.answer_nan = False
+        self.poison: str | None = None
         self.closed = False
         self.options: list[TokenizeOptions] = []
         self.warm_ups = self.trims = 0
@@ -48,6 +49,8 @@ class ScriptedBackend:
         self.batches.append(texts)
         self.threads.add(threading.current_thread().name)
         self.before_forward()
+        if self.poison in texts:
+            raise RuntimeError("kernel exploded")
         out[:] = np.array([[sum(map(ord, text)), len(text)] for text in texts], np.float32)
         if self.answer_nan:
             out[:] = np.nan

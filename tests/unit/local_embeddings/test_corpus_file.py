@@ -70,13 +70,7 @@ async def test_what_was_written_and_not_counted_is_written_again(factory, tmp_pa
 
 async def test_a_bad_text_has_a_row_of_nan_and_a_reason(factory, tmp_path):
     async with scripted(factory) as model:
-        backend = factory.opened[0]
-
-        def fail_on_poison():
-            if "poison" in backend.batches[-1]:
-                raise RuntimeError("kernel exploded")
-
-        backend.before_forward = fail_on_poison
+        factory.opened[0].poison = "poison"
         path = tmp_path / "out.npy"
         file = await embed_file(model, ["a", "poison", "b"], path, window=2)
     assert list(file.failures) == [1]

@@ -193,7 +193,8 @@ class PaddedModel:
 
     def trim(self) -> None:
         if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
+            room = "shared.infrastructure.local_embeddings.torch_encoder.cuda_device"
+            require(room, extra="torch").free_cached_memory()
 
     def _run(self, batch: TokenBatch) -> Vectors:
         ids, mask = map(self._torch.from_numpy, batch.padded(self._pad_id))

@@ -34,9 +34,7 @@ class TokenBatch:
         prompt_tokens: int = 0,
     ) -> TokenBatch:
         """Return the batch of texts given as lists of ids."""
-        lengths = [len(row) for row in ids]
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
+        offsets = _offsets_of(np.array([len(row) for row in ids], np.int64))
         flat = np.empty(int(offsets[-1]), np.int32)
         for row, start, end in zip(ids, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             flat[start:end] = row
@@ -46,12 +44,9 @@ class TokenBatch:
     @classmethod
     def joined(cls, parts: Sequence[TokenBatch]) -> TokenBatch:
         """Return the texts of several batches, one batch after another; at least one is given."""
-        lengths = np.concatenate([part.lengths for part in parts])
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
         return cls(
             np.concatenate([part.ids for part in parts]),
-            offsets,
+            _offsets_of(np.concatenate([part.lengths for part in parts])),
             np.concatenate([part.truncated for part in parts]),
             parts[0].prompt_tokens,
         )
@@ -66,14 +61,12 @@ class TokenBatch:
 
     def select(self, rows: NDArray[np.int64]) -> TokenBatch:
         """Return the texts at `rows`, in that order."""
-        lengths = self.lengths[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
         # Where each token of the result lies in `ids`: its place in its text, after the text's
         # beginning here.
-        within = np.arange(int(offsets[-1]), dtype=np.int64) - np.repeat(offsets[:-1], lengths)
-        ids = self.ids[np.repeat(self.offsets[rows], lengths) + within]
-        return TokenBatch(ids, offsets, self.truncated[rows], self.prompt_tokens)
+        ids = self.ids[np.repeat(starts, lengths) + positions_of(lengths)]
+        return TokenBatch(ids, _offsets_of(lengths), self.truncated[rows], self.prompt_tokens)
 
     def padded(self, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return ids and attention mask, both int64 of shape (n, longest), padded on the right."""
@@ -83,3 +76,14 @@ class TokenBatch:
         ids = np.full(real.shape, pad_id, np.int64)
         ids[real] = self.ids
         return ids, real.astype(np.int64)
+
+
+def positions_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place of each token in its text, int64 (tokens,), for texts in a row."""
+    starts = np.cumsum(lengths) - lengths
+    positions: NDArray[np.int64] = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    return positions
+
+
+def _offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

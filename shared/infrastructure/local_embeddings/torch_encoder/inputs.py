@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
+from shared.infrastructure.local_embeddings.tokens.shares import token_shares
+from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch, positions_of
 from shared.infrastructure.local_embeddings.torch_encoder.architecture import Architecture
-from shared.infrastructure.local_embeddings.torch_encoder.pooling import pooled_rows, token_shares
+from shared.infrastructure.local_embeddings.torch_encoder.pooling import pooled_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,5 +57,5 @@ def _positions(batch: TokenBatch, architecture: Architecture) -> NDArray[np.int3
         within = count[1:] - np.repeat(count[batch.offsets[:-1]], batch.lengths)
         positions: NDArray[np.int64] = within * real + architecture.pad_id
     else:
-        positions = np.arange(len(batch.ids)) - np.repeat(batch.offsets[:-1], batch.lengths)
+        positions = positions_of(batch.lengths)
     return positions.astype(np.int32)

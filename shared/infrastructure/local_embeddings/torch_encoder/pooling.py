@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
+from shared.infrastructure.local_embeddings.tokens.shares import token_shares
+from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch, positions_of
 
 POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
 """Names of the poolings, those of sentence-transformers."""
-
-
-def token_shares(
-    lengths: NDArray[np.int64], pooling: str, prompt_tokens: int = 0
-) -> NDArray[np.float32]:
-    """Return the share each token has in the vector of its text; all poolings but `max` are sums.
-
-    Args:
-        lengths: Tokens of each text, (n,).
-        pooling: One of `POOLINGS`, but not `max`.
-        prompt_tokens: Tokens at the start of every text that have no share.
-
-    Returns:
-        Float32 of shape (t,), for the t tokens of all texts.
-    """
-    size = np.repeat(lengths, lengths)
-    position = _positions(lengths)
-    counted = position >= prompt_tokens
-    weights: NDArray[np.floating[Any]]
-    match pooling:
-        case "cls":
-            weights = (position == prompt_tokens) * 1.0
-        case "lasttoken":
-            weights = (counted & (position == size - 1)) * 1.0
-        case "weightedmean":
-            weights = counted * (position + 1.0)
-        case _:
-            weights = counted * 1.0
-    text = np.repeat(np.arange(len(lengths)), lengths)
-    total = np.maximum(np.bincount(text, weights, minlength=len(lengths)), 1e-9)[text]
-    if pooling == "mean_sqrt_len_tokens":
-        total = np.sqrt(total)
-    return (weights / total).astype(np.float32)
 
 
 def pooled_rows(lengths: NDArray[np.int64], prompt_tokens: int) -> NDArray[np.int32]:
@@ -53,7 +19,7 @@ def pooled_rows(lengths: NDArray[np.int64], prompt_tokens: int) -> NDArray[np.in
     rows = np.arange(int(lengths.sum()), dtype=np.int32)
     if prompt_tokens:
         last = np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32)
-        rows = np.where(_positions(lengths) < prompt_tokens, last, rows)
+        rows = np.where(positions_of(lengths) < prompt_tokens, last, rows)
     return rows
 
 
@@ -93,9 +59,3 @@ def pool_texts(tokens: torch.Tensor, batch: TokenBatch, pooling: str) -> torch.T
         None if shares is None else torch.as_tensor(shares, device=tokens.device),
     )
     return vectors[: len(batch)]
-
-
-def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    starts = np.cumsum(lengths) - lengths
-    positions: NDArray[np.int64] = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
-    return positions
