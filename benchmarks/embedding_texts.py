@@ -1,7 +1,7 @@
-"""Texts of the lengths that a corpus has: most are short, and most tokens are in the long ones."""
+"""Texts as a corpus has them, most of them short and most tokens in the long ones; and queries."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Share of the texts, and their words, from least to most. With the two special tokens that BERT
@@ -35,6 +35,23 @@ def skewed(words: Sequence[str], count: int, seed: int) -> list[str]:
         rng.shuffle(ten)
         texts |= dict.fromkeys(ten)
     return list(texts)[:count]
+
+
+def short_texts(vocabulary: Path, seed: int = 20) -> Iterator[str]:
+    """Yield distinct short texts for ever: 13.5 tokens on average, 5 to 22.
+
+    Args:
+        vocabulary: `vocab.txt` of the model.
+        seed: Another one gives other texts.
+    """
+    words = _words(vocabulary)
+    rng = random.Random(seed)  # noqa: S311 - nothing is secret
+    seen: set[str] = set()
+    while True:
+        text = " ".join(rng.choices(words, k=rng.randint(3, 20)))
+        if text not in seen:
+            seen.add(text)
+            yield text
 
 
 def _words(vocabulary: Path) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared.infrastructure.local_embeddings import (
     BackendSpec,
@@ -19,7 +18,6 @@ from shared.infrastructure.local_embeddings import (
     TokenBatch,
     TokenizeOptions,
 )
-from shared.infrastructure.local_embeddings.backends.protocol import Cost
 from shared.infrastructure.local_embeddings.vectors import Vectors
 
 
@@ -32,7 +30,7 @@ class ObedientBackend:
     spec = BackendSpec(dimension=2, max_length=100, batch_tokens=64, fingerprint="obedient")
 
     def __init__(self, config: LocalEmbeddingConfig) -> None:
-        self.threads = config.threads
+        self.spec = replace(self.spec, token_bytes=config.threads or 0)
         if config.cache_dir is None:
             raise ValueError("an obedient backend needs a room for its traces")
         self.room = config.cache_dir
@@ -50,9 +48,6 @@ class ObedientBackend:
         for row in rows:
             self.obey("".join(map(chr, row)))
         out[:] = [[sum(row), len(row)] for row in rows]
-
-    def cost(self, lengths: NDArray[np.int64]) -> Cost:
-        return Cost(int(lengths.sum()), self.threads or 0)
 
     def warm_up(self) -> None:
         self.trace("warmed up")

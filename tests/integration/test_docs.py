@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from services.embedding import EmbeddingSettings, EmbedOptions, ProductionEmbeddingService
+from services.embedding.caching import EmbeddingCache
+from services.embedding.outcome import Outcome
+from services.embedding.scheduling import Scheduler, SchedulerConfig
 from shared.infrastructure import (
     BulkheadConfig,
     CircuitBreaker,
@@ -27,6 +31,7 @@ from shared.infrastructure import (
     TimeoutConfig,
 )
 from shared.infrastructure.http import ResponseLimits, TLSConfig
+from shared.infrastructure.local_embeddings import RerankerConfig
 from shared.infrastructure.resilience import (
     AdaptiveBulkhead,
     AdaptiveBulkheadConfig,
@@ -54,12 +59,15 @@ SECTIONS = ["What it is for", "Example", "Defaults", "What it reports", "Anti-pa
 CONFIGS: dict[str, list[type[Any]]] = {
     "bulkhead.md": [BulkheadConfig, AdaptiveBulkheadConfig],
     "circuit-breaker.md": [CircuitBreakerConfig, TrendConfig],
+    "embedding-scheduling.md": [SchedulerConfig],
+    "embedding-service.md": [EmbedOptions],
     "embeddings.md": [LocalEmbeddingConfig],
     "health.md": [HealthConfig],
     "hedge.md": [HedgeConfig],
     "http-client.md": [TimeoutConfig, ConnectionPoolConfig, ResponseLimits],
     "llm-client.md": [LLMHost],
     "rate-limiter.md": [RateLimitConfig, AdaptiveRateConfig],
+    "reranking.md": [RerankerConfig],
     "retry-budget.md": [RetryBudgetConfig],
     "retry.md": [RetryConfig],
     "shared-rate-limiter.md": [RedisConfig],
@@ -102,11 +110,22 @@ async def _no_fallback(_request: str, _outcome: object) -> str:
     return ""
 
 
+async def _no_outcomes(_batch: object) -> list[Outcome]:
+    return []
+
+
 def snapshots() -> dict[str, dict[str, Any]]:
     pool = DistributedLLMClient([LLMHost("a", "http://a")])
     return {
         "bulkhead.md": AdaptiveBulkhead().snapshot(),
         "circuit-breaker.md": CircuitBreaker().snapshot(),
+        "embedding-cache.md": EmbeddingCache.from_settings(EmbeddingSettings()).snapshot(),
+        "embedding-scheduling.md": Scheduler(_no_outcomes).snapshot(),
+        "embedding-service.md": {
+            key: value
+            for key, value in ProductionEmbeddingService().get_metrics().items()
+            if key not in CallStats().snapshot()
+        },
         "embeddings.md": LocalEmbeddingModel().get_info(),
         "health.md": HealthMonitor().snapshot(),
         "fallback.md": FallbackLayer(_no_fallback).snapshot(),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from shared.infrastructure.local_embeddings import (
@@ -97,11 +96,11 @@ def test_a_crew_of_none_is_refused() -> None:
 
 
 def test_a_worker_gets_the_threads_it_is_given_or_its_share(open_: Open, tmp_path: Path) -> None:
-    assert open_().cost(np.array([2, 3])) == (5, 3)
+    assert open_().spec.token_bytes == 3
     config = LocalEmbeddingConfig(cache_dir=tmp_path)
     sharing = ProcessBackend(config, 2, open_obedient)
     try:
-        assert sharing.cost(np.array([2, 3])) == (5, max(1, usable_cpus() // 2))
+        assert sharing.spec.token_bytes == max(1, usable_cpus() // 2)
     finally:
         sharing.close()
 

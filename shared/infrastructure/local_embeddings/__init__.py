@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         DeviceUnavailableError,
         InferenceError,
         InvalidTextError,
+        InvalidTokensError,
         MemoryPressureError,
         ModelIntegrityError,
         ModelLoadError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from shared.infrastructure.local_embeddings.model_cache import ModelCache
     from shared.infrastructure.local_embeddings.passes import EmbeddedRows
     from shared.infrastructure.local_embeddings.pool import LocalEmbeddingPool
+    from shared.infrastructure.local_embeddings.reranking import LocalReranker, RerankerConfig
     from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
     from shared.infrastructure.local_embeddings.vectors import normalized, shortened
 
@@ -60,13 +62,15 @@ __all__ = [
     "Pooling",
     "TokenizeOptions",
     "Truncation",
-    # model.py, pool.py
+    # model.py, pool.py, reranking
     "EmbeddedChunk",
     "EmbeddedRows",
     "EmbeddingBatch",
     "LocalEmbeddingModel",
     "LocalEmbeddingPool",
+    "LocalReranker",
     "Progress",
+    "RerankerConfig",
     "embed_file",
     "normalized",
     "shortened",
@@ -85,6 +89,7 @@ __all__ = [
     "DeviceUnavailableError",
     "InferenceError",
     "InvalidTextError",
+    "InvalidTokensError",
     "MemoryPressureError",
     "ModelIntegrityError",
     "ModelLoadError",
@@ -112,6 +117,7 @@ _PARTS = (
     "passes",
     "pool",
     "corpus_file",
+    "reranking",
 )
 
 

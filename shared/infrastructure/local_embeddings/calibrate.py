@@ -8,6 +8,7 @@ call waits less behind small passes. Whoever loads the model later finds the cho
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import threading
@@ -68,6 +69,39 @@ class Speed:
     def is_noisy(self) -> bool:
         """Whether rounds differ so much that something else must have kept the machine busy."""
         return max(self.rates) > _NOISY * min(self.rates)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What calibrating has found.
+
+    Attributes:
+        speeds: How fast passes of each size were.
+        chosen: The one that is kept.
+        path: Where it is kept.
+    """
+
+    speeds: tuple[Speed, ...]
+    chosen: Speed
+    path: Path
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether something else must have kept the machine busy."""
+        return any(speed.is_noisy for speed in self.speeds)
+
+    def report(self) -> str:
+        """Return it as lines of text."""
+        lines = [f"{'tokens a pass':>13}  {'tokens/s':>12}  of all rounds"]
+        lines += [
+            f"{speed.batch_tokens:>13,}  {speed.median:>12,.0f}  "
+            f"{min(speed.rates):,.0f} to {max(speed.rates):,.0f}"
+            for speed in self.speeds
+        ]
+        lines += ["", f"{self.chosen.batch_tokens} tokens a pass, kept in {self.path}"]
+        if self.is_noisy:
+            lines.append("Rounds differ widely: run this again when the machine is idle.")
+        return "\n".join(lines) + "\n"
 
 
 def measure(
@@ -152,37 +186,51 @@ def _run(
         worker.result()
 
 
+def calibrate(config: LocalEmbeddingConfig, workers: int = 1) -> Calibration:
+    """Load a model, measure passes of several sizes, and keep the choice in `config.cache_dir`.
+
+    Args:
+        config: The model; `threads` are those of one pass.
+        workers: Passes at the same time.
+
+    Raises:
+        ConfigurationError: The backend runs only one pass at a time.
+        ServiceError: The model cannot be loaded.
+    """
+    threads = config.threads or max(1, usable_cpus() // workers)
+    config = config.model_copy(update={"threads": threads})
+    with contextlib.closing(open_backend(config)) as backend:
+        spec = backend.spec
+        if workers > 1 and not spec.concurrent:
+            raise ConfigurationError(f"{config.backend} runs one pass at a time: --workers 1")
+        budgets = CPU_BUDGETS if spec.device == "cpu" else CUDA_BUDGETS
+        max_rows = limits_of(config, spec, MemoryGovernor()).max_rows
+        speeds = measure(backend, budgets, max_rows=max_rows, workers=workers)
+        chosen = choose(speeds)
+        key = CalibrationKey(
+            spec.fingerprint, config.backend.value, spec.device, spec.dtype, threads
+        )
+        path = save_calibration(config.cache_dir, key, chosen.batch_tokens)
+    return Calibration(tuple(speeds), chosen, path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     options = _parse(arguments)
-    threads = options.threads or max(1, usable_cpus() // options.workers)
     config = LocalEmbeddingConfig(
         model_name=options.model,
         backend=options.backend,
         device=options.device,
         dtype=options.dtype,
-        threads=threads,
+        threads=options.threads,
         cache_dir=options.cache_dir,
     )
     try:
-        backend = open_backend(config)
-        spec = backend.spec
-        if options.workers > 1 and not spec.concurrent:
-            raise ConfigurationError(f"{config.backend} runs one pass at a time: --workers 1")
+        found = calibrate(config, options.workers)
     except ServiceError as error:
         sys.stderr.write(f"calibrate: {error}\n")
         return 1
-    budgets = CPU_BUDGETS if spec.device == "cpu" else CUDA_BUDGETS
-    max_rows = limits_of(config, spec, MemoryGovernor()).max_rows
-    speeds = measure(backend, budgets, max_rows=max_rows, workers=options.workers)
-    chosen = choose(speeds)
-    key = CalibrationKey(spec.fingerprint, config.backend.value, spec.device, spec.dtype, threads)
-    path = save_calibration(config.cache_dir, key, chosen.batch_tokens)
-    sys.stdout.write(_table(speeds))
-    sys.stdout.write(f"\n{chosen.batch_tokens} tokens a pass, kept in {path}\n")
-    if any(speed.is_noisy for speed in speeds):
-        sys.stdout.write("Rounds differ widely: run this again when the machine is idle.\n")
-    backend.close()
+    sys.stdout.write(found.report())
     return 0
 
 
@@ -198,16 +246,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of a pass; default: CPUs for each worker")
     parser.add_argument("--cache-dir", type=Path, help="default: ~/.cache/morgan-sdk")
     return parser.parse_args(arguments)
-
-
-def _table(speeds: Sequence[Speed]) -> str:
-    lines = [f"{'tokens a pass':>13}  {'tokens/s':>12}  of all rounds"]
-    lines += [
-        f"{speed.batch_tokens:>13,}  {speed.median:>12,.0f}  "
-        f"{min(speed.rates):,.0f} to {max(speed.rates):,.0f}"
-        for speed in speeds
-    ]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

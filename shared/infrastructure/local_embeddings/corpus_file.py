@@ -61,7 +61,7 @@ async def embed_file(
         "prompt": prompt,
     }
     with VectorFile(path, dimensions, identity) as file:
-        corpus = _Corpus(texts, file)
+        corpus = ResumedCorpus(texts, file)
         chunks = model.embed_iter(
             corpus,
             prompt=prompt,
@@ -78,7 +78,7 @@ async def embed_file(
     return file
 
 
-class _Corpus(Iterator[str]):
+class ResumedCorpus(Iterator[str]):
     """Yields the texts; compares those that are in the file, and keeps the others until they are.
 
     Args:

@@ -215,6 +215,8 @@ class Engine:
 
 async def _watch(future: Future[T]) -> T:
     """Wait for a thread's future; a cancelled waiter leaves it running."""
+    if future.done():
+        return future.result()  # without a turn of the event loop
     return await asyncio.shield(asyncio.wrap_future(future))
 
 

@@ -9,6 +9,7 @@
     ├── UnsupportedModelError       the files are there, but this backend cannot run them
     ├── DeviceUnavailableError      the device asked for is not on this machine
     └── InvalidTextError            an item to embed is no text; `index` says which
+        ├── InvalidTokensError      an item is no list of the model's token ids
         └── TextTooLongError        a text is longer than the model reads, and none may be cut
     CallRefusedError
     └── MemoryPressureError         memory is short, and bulk work has to wait
@@ -94,6 +95,12 @@ class InvalidTextError(ConfigurationError):
         moved.index = self.index + by
         moved.args = (str(self).replace(f"text {self.index}", f"text {moved.index}", 1),)
         return moved
+
+
+class InvalidTokensError(InvalidTextError):
+    """An item is no list of token ids, is an empty one, or has an id the model does not have."""
+
+    code = "invalid_tokens"
 
 
 class TextTooLongError(InvalidTextError):

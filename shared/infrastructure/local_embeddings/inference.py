@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,12 @@ from shared.infrastructure.local_embeddings.errors import (
     OutOfMemoryError,
 )
 from shared.infrastructure.local_embeddings.passes import EmbeddedRows, Pass
+from shared.infrastructure.local_embeddings.tokenizing import (
+    CHUNK_CHARACTERS,
+    count_characters,
+    tokenize,
+    tokenize_chunk,
+)
 from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
 from shared.infrastructure.local_embeddings.vectors import Vectors
 from shared.infrastructure.resilience.errors import ConfigurationError, ServiceError
@@ -28,22 +33,18 @@ from shared.infrastructure.resilience.layer import PlainCall, Settle, Verdict
 
 Res = TypeVar("Res")
 
-# What is tokenized in one go: short enough that other calls get their turn in between.
-_CHUNK_TEXTS = 512
-_CHUNK_CHARACTERS = 2**18
-
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
     """What a caller asks for.
 
     Attributes:
-        texts: Texts to embed.
-        options: How they become tokens.
+        given: Texts to embed, or their tokens.
+        options: How texts become tokens.
         on_rows: Called on the event loop with the texts of each pass as it ends.
     """
 
-    texts: tuple[str, ...]
+    given: tuple[str, ...] | TokenBatch
     options: TokenizeOptions = field(default_factory=TokenizeOptions)
     on_rows: Callable[[EmbeddedRows], object] = lambda _: None
 
@@ -130,31 +131,28 @@ class Inference:
 
     def _begin(self) -> tuple[TokenBatch, EmbeddedRows | None]:
         """Tokenize a short call; embed it as well, if it is no more than one pass."""
-        tokens = self._tokenize(self._call.texts)
-        passes = list(itertools.islice(self._plan(tokens), 2))
+        given = self._call.given
+        if not isinstance(given, TokenBatch):
+            given = tokenize_chunk(self._engine, given, self._call.options)
+        passes = list(itertools.islice(self._plan(given), 2))
         if len(passes) != 1:
-            return tokens, None
-        return tokens, Pass(self._backend, tokens, passes[0], self._limits)()
+            return given, None
+        return given, Pass(self._backend, given, passes[0], self._limits)()
 
     def _is_short(self) -> bool:
-        texts = self._call.texts
-        return len(texts) <= self._limits.max_rows and sum(map(len, texts)) <= _CHUNK_CHARACTERS
+        given = self._call.given
+        if len(given) > self._limits.max_rows:
+            return False
+        if isinstance(given, TokenBatch):
+            return True
+        characters = count_characters(given, self._call.options, self._backend.spec)
+        return characters <= CHUNK_CHARACTERS
 
     async def _tokenized(self) -> TokenBatch:
-        parts: list[TokenBatch] = []
-        start = 0
-        for chunk in _chunks(self._call.texts):
-            try:
-                part = await self._engine.prepare(functools.partial(self._tokenize, chunk))
-            except InvalidTextError as exc:
-                raise exc.moved(start) from exc.__cause__
-            parts.append(part)
-            start += len(chunk)
-        return TokenBatch.joined(parts)
-
-    def _tokenize(self, texts: Sequence[str]) -> TokenBatch:
-        with self._engine.tokenizing:
-            return self._backend.tokenize(texts, self._call.options)
+        given = self._call.given
+        if isinstance(given, TokenBatch):
+            return given
+        return await tokenize(self._engine, given, self._call.options)
 
     def _plan(self, tokens: TokenBatch) -> Iterator[Rows]:
         return plan_passes(
@@ -185,18 +183,6 @@ class Inference:
         vectors[embedded.rows] = embedded.vectors
         self._failures.update(embedded.failures)
         self._call.on_rows(embedded)
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield consecutive parts that are short enough to be tokenized in one go."""
-    start = characters = 0
-    for at, text in enumerate(texts):
-        characters += len(text)
-        full = at - start == _CHUNK_TEXTS or characters > _CHUNK_CHARACTERS
-        if full and at > start:
-            yield texts[start:at]
-            start, characters = at, len(text)
-    yield texts[start:]
 
 
 def as_texts(texts: Sequence[str] | str) -> tuple[str, ...]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from typing import Any, Self
 
-from shared.infrastructure.local_embeddings.backends import (
-    BackendSpec,
-    EmbeddingBackend,
-    open_backend,
-)
+from shared.infrastructure.local_embeddings import tokenizing
+from shared.infrastructure.local_embeddings.backends import EmbeddingBackend, open_backend
 from shared.infrastructure.local_embeddings.config import (
     LocalEmbeddingConfig,
     TokenizeOptions,
@@ -25,9 +21,8 @@ from shared.infrastructure.local_embeddings.corpus import (
     embed_windows,
 )
 from shared.infrastructure.local_embeddings.engine import Engine
-from shared.infrastructure.local_embeddings.errors import (
-    MemoryPressureError,
-)
+from shared.infrastructure.local_embeddings.engines import Engines
+from shared.infrastructure.local_embeddings.errors import InvalidTextError
 from shared.infrastructure.local_embeddings.inference import (
     EmbedCall,
     EmbeddingBatch,
@@ -37,24 +32,18 @@ from shared.infrastructure.local_embeddings.inference import (
 )
 from shared.infrastructure.local_embeddings.limits import limits_of
 from shared.infrastructure.local_embeddings.memory.governor import MemoryGovernor
+from shared.infrastructure.local_embeddings.memory.patience import wait_for_memory
 from shared.infrastructure.local_embeddings.model_files.prompts import prompt_for
+from shared.infrastructure.local_embeddings.model_info import finisher, model_info
 from shared.infrastructure.local_embeddings.passes import EmbeddedRows
-from shared.infrastructure.local_embeddings.vectors import (
-    Vectors,
-    check_dimensions,
-    normalized,
-    shortened,
-)
+from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
+from shared.infrastructure.local_embeddings.vectors import Vectors
 from shared.infrastructure.resilience.bulkhead import Bulkhead, BulkheadConfig, BulkheadLayer
 from shared.infrastructure.resilience.circuit_breaker import CircuitBreaker, CircuitBreakerConfig
 from shared.infrastructure.resilience.circuit_layers import CircuitBreakerLayer, CircuitGate
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock
-from shared.infrastructure.resilience.errors import ConfigurationError, ServiceError
+from shared.infrastructure.resilience.errors import ConfigurationError
 from shared.infrastructure.resilience.layer import Send, stack
-
-# Seconds that bulk work waits for memory, at most and from one look to the next.
-_MEMORY_PATIENCE = 60.0
-_MEMORY_PAUSE = 0.25
 
 BackendFactory = Callable[[LocalEmbeddingConfig], EmbeddingBackend]
 
@@ -96,8 +85,7 @@ class LocalEmbeddingModel:
         self._backend_factory = backend_factory
         self._workers = workers
         self._governor = governor or MemoryGovernor()
-        self._engine: Engine | None = None
-        self._spec: BackendSpec | None = None
+        self._engines = Engines(self._engine)
         # No rate rule: a model whose users bring bad texts is well.
         rules = CircuitBreakerConfig(failure_rate=None)
         self._breaker = CircuitBreaker(config.model_name, rules, clock=clock)
@@ -132,21 +120,14 @@ class LocalEmbeddingModel:
             MissingExtraError: The library of the backend is not installed.
             ModelLoadError: The library failed.
         """
-        await self._open(await self._current())
+        await self._engines.open(await self._engines.current())
 
     async def unload(self) -> None:
         """Wait for running calls, then give the model's memory back; do nothing if unloaded.
 
         Calls that begin meanwhile wait, and load the model again.
         """
-        engine = self._engine
-        if engine is None:
-            return
-        engine.retire()
-        error = await engine.closed()
-        self._forget(engine)
-        if error:
-            raise error
+        await self._engines.close()
 
     async def embed(
         self,
@@ -181,7 +162,7 @@ class LocalEmbeddingModel:
             CircuitOpenError: The model failed time after time, and is given a rest.
         """
         texts = as_texts(texts)  # those of now: loading may take a while
-        finish = await self._finisher(dimensions)
+        finish = finisher(await self._engines.loaded(), self.config, dimensions)
         batch = await self.embed_batch(
             texts, prompt_name=prompt_name, prompt=prompt, truncation=truncation
         )
@@ -201,7 +182,7 @@ class LocalEmbeddingModel:
         Raises:
             ServiceError: As `embed` does.
         """
-        prompt = prompt_for((await self._loaded()).prompts, "query")
+        prompt = prompt_for((await self._engines.loaded()).prompts, "query")
         return await self.embed(texts, prompt=prompt, dimensions=dimensions, truncation=truncation)
 
     async def embed_document(
@@ -216,7 +197,7 @@ class LocalEmbeddingModel:
         Raises:
             ServiceError: As `embed` does.
         """
-        prompt = prompt_for((await self._loaded()).prompts, "document")
+        prompt = prompt_for((await self._engines.loaded()).prompts, "document")
         return await self.embed(texts, prompt=prompt, dimensions=dimensions, truncation=truncation)
 
     async def embed_batch(
@@ -246,6 +227,87 @@ class LocalEmbeddingModel:
             prompt = await self._prompt(prompt_name)
         options = TokenizeOptions(prompt, truncation)
         return await self._send(EmbedCall(texts, options, on_rows or _ignore))
+
+    async def embed_tokens(self, tokens: TokenBatch) -> EmbeddingBatch:
+        """Return what `embed_batch` does, of texts that are tokens already.
+
+        Raises:
+            InvalidTokensError: The model cannot read them.
+            ServiceError: As `embed_batch` does.
+        """
+        tokenizing.check_tokens(tokens, await self._engines.loaded())
+        return await self._send(EmbedCall(tokens))
+
+    async def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        truncation: Truncation | None = None,
+    ) -> TokenBatch:
+        """Return the tokens of texts for `embed_tokens`; arguments are those of `embed`.
+
+        Raises:
+            InvalidTextError: As `embed` does.
+        """
+        texts, options = as_texts(texts), TokenizeOptions(prompt, truncation)
+        async with self._leased() as engine:
+            return await tokenizing.tokenize(engine, texts, options)
+
+    async def tokenize_each(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        truncation: Truncation | None = None,
+    ) -> list[TokenBatch | InvalidTextError]:
+        """Return the tokens of each text as a batch of one, or why there are none."""
+        texts, options = as_texts(texts), TokenizeOptions(prompt, truncation)
+        async with self._leased() as engine:
+            return await tokenizing.tokenize_each(engine, texts, options)
+
+    def tokenize_now(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        truncation: Truncation | None = None,
+    ) -> TokenBatch | None:
+        """Return what `tokenize` would, if it takes some 50 microseconds; else None.
+
+        Raises:
+            InvalidTextError: As `embed` does.
+        """
+        engine = self._engines.ready
+        options = TokenizeOptions(prompt, truncation)
+        return tokenizing.tokenize_now(engine, texts, options) if engine else None
+
+    def read_tokens(
+        self, ids: Sequence[Sequence[int]], *, truncation: Truncation | None = None
+    ) -> TokenBatch:
+        """Return token ids as they are for `embed_tokens`: no special ones are added to them.
+
+        The model has to be loaded. An id takes some 40 nanoseconds.
+
+        Raises:
+            InvalidTokensError: One is none of the model's; or there is none in a row.
+            TextTooLongError: A row is too long for `Truncation.NONE`.
+        """
+        if self._engines.spec is None:
+            raise RuntimeError("the model has not been loaded")
+        return tokenizing.read_tokens(ids, self._engines.spec, truncation)
+
+    async def count_tokens(
+        self, texts: Sequence[str] | str, *, prompt: str | None = None
+    ) -> tuple[int, ...]:
+        """Return the tokens of each text, prompt and special ones included, before any truncation.
+
+        Raises:
+            InvalidTextError: A text cannot be read.
+        """
+        texts = as_texts(texts)
+        async with self._leased() as engine:
+            return tuple(await tokenizing.count_tokens(engine, texts, prompt))
 
     async def embed_iter(
         self,
@@ -280,12 +342,13 @@ class LocalEmbeddingModel:
         on_rows = ProgressMeter(start, progress) if progress else None
 
         async def embed(part: tuple[str, ...]) -> EmbeddingBatch:
-            await self._wait_for_memory()
+            device = (await self._engines.loaded()).device
+            await wait_for_memory(self._governor, device, self._clock)
             return await self.embed_batch(
                 part, prompt=prompt, truncation=truncation, on_rows=on_rows
             )
 
-        finish = await self._finisher(dimensions)
+        finish = finisher(await self._engines.loaded(), self.config, dimensions)
         chunks = embed_windows(texts, embed, finish, window=window, start=start)
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
@@ -293,106 +356,39 @@ class LocalEmbeddingModel:
 
     def get_info(self) -> dict[str, Any]:
         """Return facts as plain JSON types; what only loading tells is None before the first."""
-        config, spec = self.config, self._spec
-        engine = self._engine if self._engine and self._engine.is_open else None
-        return {
-            "model_name": config.model_name,
-            "backend": config.backend.value,
-            "loaded": engine is not None,
-            "device": spec.device if spec else config.device,
-            "device_reason": spec and spec.device_reason,
-            "embedding_dimension": spec and spec.dimension,
-            "max_length": spec.max_length if spec else config.max_length,
-            "pooling": spec.pooling if spec else config.pooling,
-            "dtype": spec.dtype if spec else config.dtype,
-            "normalize": config.normalize,
-            "dimensions": config.dimensions or (spec and spec.dimensions),
-            "batch_size": engine.limits.max_rows if engine else config.batch_size,
-            "max_batch_tokens": engine.limits.budget.limit if engine else config.max_batch_tokens,
-            "batch_tokens_now": engine and engine.limits.budget.current,
-            "workers": engine.workers if engine else self._workers,
-            "batch_invariant": spec and spec.batch_invariant,
-            "prompts": dict(spec.prompts) if spec else None,
-            "fingerprint": spec and spec.fingerprint,
-            "model_path": spec and spec.model_path,
-            "source": spec and spec.source,
+        return model_info(self.config, self._engines, self._workers) | {
             "circuit_breaker": self._breaker.snapshot(),
             "bulkhead": self._bulkhead.snapshot(),
             "memory": self._governor.snapshot(),
         }
 
-    async def _infer(self, call: EmbedCall) -> EmbeddingBatch:
-        engine = await self._current()
+    @contextlib.asynccontextmanager
+    async def _leased(self) -> AsyncGenerator[Engine]:
+        engine = await self._engines.current()
         with engine.lease():
-            await self._open(engine)
+            await self._engines.open(engine)
+            yield engine
+
+    async def _infer(self, call: EmbedCall) -> EmbeddingBatch:
+        async with self._leased() as engine:
             return await Inference(engine, call).run()
 
-    async def _finisher(self, dimensions: int | None) -> Callable[[Vectors], Vectors]:
-        """Return what makes the caller's vectors of the model's; refuse what it cannot make."""
-        spec = await self._loaded()
-        if (wanted := dimensions) is None:
-            wanted = self.config.dimensions or spec.dimensions
-        scaled = normalized if self.config.normalize else _unchanged
-        if wanted is None:
-            return scaled
-        check_dimensions(wanted, spec.dimension)
-        return lambda vectors: scaled(shortened(vectors, wanted))
-
-    async def _wait_for_memory(self) -> None:
-        deadline = self._clock.now() + _MEMORY_PATIENCE
-        while True:
-            try:
-                return self._governor.admit_bulk(device=(await self._loaded()).device)
-            except MemoryPressureError as exc:
-                if self._clock.now() >= deadline:
-                    raise
-                # Bulk work may be all that there is: then nobody else calls for relief.
-                await asyncio.to_thread(self._governor.check)
-                await self._clock.sleep(exc.retry_after or _MEMORY_PAUSE)
-
     async def _prompt(self, name: str) -> str:
-        prompts = (await self._loaded()).prompts
+        prompts = (await self._engines.loaded()).prompts
         if name not in prompts:
             raise ConfigurationError(
                 f"{self.config.model_name} has no prompt {name!r}, but {sorted(prompts)}"
             )
         return prompts[name]
 
-    async def _loaded(self) -> BackendSpec:
-        return self._spec or await self._open(await self._current())
-
-    async def _current(self) -> Engine:
-        """Return an engine that takes calls; it may still be opening."""
-        while (engine := self._engine) and engine.retired:
-            await engine.closed()
-            self._forget(engine)
-        if engine is None:
-            config, governor = self.config, self._governor
-            engine = self._engine = Engine(
-                lambda: self._backend_factory(config),
-                lambda spec: limits_of(config, spec, governor),
-                config.model_name,
-                self._workers,
-            )
-        return engine
-
-    async def _open(self, engine: Engine) -> BackendSpec:
-        try:
-            self._spec = spec = await engine.opened()
-        except ServiceError:
-            # Forgotten at once, so that the next call tries again.
-            engine.retire()
-            self._forget(engine)
-            raise
-        return spec
-
-    def _forget(self, engine: Engine) -> None:
-        if self._engine is engine:
-            self._engine = None
-
-
-def _unchanged(vectors: Vectors) -> Vectors:
-    return vectors
+    def _engine(self) -> Engine:
+        config, governor = self.config, self._governor
+        return Engine(
+            lambda: self._backend_factory(config),
+            lambda spec: limits_of(config, spec, governor),
+            config.model_name,
+            self._workers,
+        )
 
 
 def _ignore(_: EmbeddedRows) -> None:

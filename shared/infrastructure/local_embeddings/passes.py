@@ -103,11 +103,8 @@ class Pass:
         return len(self._failures) >= _HOPELESS and not is_out_of_memory(error)
 
     def _fits(self, part: TokenBatch) -> bool:
-        try:
-            cost = self._backend.cost(part.lengths)
-        except Exception:  # a backend in a process that is gone: the pass itself will tell
-            return True
-        return self._governor.admits(cost.bytes, device=self._backend.spec.device)
+        spec = self._backend.spec
+        return self._governor.admits(spec.cost(part.lengths).bytes, device=spec.device)
 
     def _forward(self, part: TokenBatch, out: Vectors) -> Exception | None:
         try:

@@ -1,6 +1,7 @@
+import itertools
 import statistics
 
-from benchmarks.embedding_texts import skewed, skewed_texts
+from benchmarks.embedding_texts import short_texts, skewed, skewed_texts
 
 
 def words_of(texts):
@@ -28,3 +29,18 @@ def test_a_seed_gives_the_same_texts_again_and_another_gives_others():
     words = [f"w{number}" for number in range(500)]
     assert skewed(words, 50, seed=1) == skewed(words, 50, seed=1)
     assert not set(skewed(words, 50, seed=1)) & set(skewed(words, 50, seed=2))
+
+
+def test_short_texts_are_distinct_and_as_long_as_queries(minilm_vocabulary):
+    texts = list(itertools.islice(short_texts(minilm_vocabulary), 3000))
+    tokens = [words + 2 for words in words_of(texts)]
+    assert len(set(texts)) == 3000
+    assert 13 <= statistics.mean(tokens) <= 14
+    assert (min(tokens), max(tokens)) == (5, 22)
+
+
+def test_short_texts_of_two_seeds_have_none_in_common(minilm_vocabulary):
+    one, other = (
+        set(itertools.islice(short_texts(minilm_vocabulary, seed), 200)) for seed in (1, 2)
+    )
+    assert not one & other

@@ -8,16 +8,28 @@ from embedding_fakes import DIMENSION, FakeBackend, embedded, turns, unit, vecto
 from services.embedding import (
     Embedded,
     EmbeddingSettings,
+    EmbedOptions,
     InvalidDimensionsError,
+    NotOfferedError,
     ProductionEmbeddingService,
     ServiceStoppedError,
     TextRejectedError,
 )
-from shared.infrastructure.local_embeddings import InvalidTextError, NonFiniteVectorError
-from shared.infrastructure.resilience import ServiceError, deadline
+from shared.infrastructure.local_embeddings import (
+    InvalidTextError,
+    NonFiniteVectorError,
+    Progress,
+    Truncation,
+)
+from shared.infrastructure.resilience import (
+    DeadlineExceededError,
+    ServiceError,
+    deadline,
+)
 
 
 def service_over(model: FakeBackend, **settings: Any) -> ProductionEmbeddingService:
+    settings = {"model_name": "fake/model", **settings}
     return ProductionEmbeddingService(EmbeddingSettings(**settings), backend=model)
 
 
@@ -75,6 +87,26 @@ async def test_a_long_text_is_cut_and_says_so_though_its_cut_form_is_cached() ->
     assert long.embedding == short.embedding
 
 
+@pytest.mark.parametrize(
+    ("asked", "own", "read"),
+    [
+        (None, Truncation.END, "abcde"),
+        (None, Truncation.START, "defgh"),
+        (Truncation.START, Truncation.END, "defgh"),
+        (Truncation.END, Truncation.START, "abcde"),
+    ],
+)
+async def test_the_end_that_is_cut_is_the_models_own_unless_the_caller_says_else(
+    asked: Truncation | None, own: Truncation, read: str
+) -> None:
+    model = FakeBackend(truncation=own)
+    async with service_over(model, max_text_length=5) as service:
+        await service.embed_batch("abcdefgh", EmbedOptions(truncation=asked))
+        with pytest.raises(InvalidTextError, match="text 1 has 8"):
+            await service.embed_batch(["a", "abcdefgh"], EmbedOptions(truncation=Truncation.NONE))
+    assert model.texts == [read]
+
+
 async def test_fewer_dimensions_are_a_slice_of_length_one_out_of_the_same_entry() -> None:
     model = FakeBackend()
     async with service_over(model) as service:
@@ -118,14 +150,15 @@ async def test_a_rejected_text_fails_its_own_call_by_its_position_and_no_other()
 
 async def test_a_vector_that_is_not_finite_is_an_error_and_is_not_cached() -> None:
     class Overflowing(FakeBackend):
-        async def embed_batch(self, texts: Any) -> list[Embedded | Exception]:
-            outcomes = [embedded(text) for text in texts]
+        async def embed(self, batch: Any) -> list[Embedded | Exception]:
+            outcomes = [embedded(str(item.payload)) for item in batch]
             outcomes[0].vector[1] = np.inf
             return list(outcomes)
 
     async with service_over(Overflowing()) as service:
-        with pytest.raises(NonFiniteVectorError):
+        with pytest.raises(TextRejectedError) as rejected:
             await service.embed("a")
+        assert isinstance(rejected.value.__cause__, NonFiniteVectorError)
         assert service.get_metrics()["cache"]["entries"] == 0
 
 
@@ -184,6 +217,44 @@ async def test_stop_finishes_what_is_here_once_and_start_follows() -> None:
     await service.stop()
 
 
+async def test_a_cancelled_stop_fails_what_is_left_and_start_follows() -> None:
+    model = FakeBackend()
+    service = service_over(model)
+    await service.start()
+    model.open.clear()
+    call = asyncio.create_task(service.embed("a"))
+    await turns()
+    stop = asyncio.create_task(service.stop())
+    await turns()
+    stop.cancel()
+    with pytest.raises(ServiceStoppedError):
+        await call
+    assert stop.cancelled()
+    model.open.set()
+    await service.start()
+    assert (await service.embed("b")).dimension == DIMENSION
+    assert (model.starts, model.stops) == (2, 1)
+    await service.stop()
+
+
+async def test_a_stop_cancelled_before_the_start_is_over_can_be_undone() -> None:
+    model = FakeBackend()
+    model.open.clear()
+    service = service_over(model)
+    start = asyncio.create_task(service.start())
+    await turns()
+    stop = asyncio.create_task(service.stop())
+    await turns()
+    stop.cancel()
+    await turns()
+    model.open.set()
+    await turns()
+    await service.start()
+    assert (await service.embed("b")).dimension == DIMENSION
+    await asyncio.gather(start, return_exceptions=True)
+    await service.stop()
+
+
 async def test_the_callers_deadline_holds_while_the_model_hangs() -> None:
     model = FakeBackend()
     async with service_over(model) as service:
@@ -209,8 +280,63 @@ async def test_metrics_and_health_are_plain_values() -> None:
         assert (metrics["request_count"], metrics["error_count"]) == (3, 1)
         assert (metrics["text_count"], metrics["token_count"]) == (3, 10)
         assert metrics["cached_token_count"] == 3
-        assert (metrics["batch_count"], metrics["average_batch_size"]) == (1, 2.0)
         assert metrics["items"] == {"cached": 1, "computed": 2, "inflight": 0}
         health = await service.health_check()
     assert health["status"] == "healthy"
     assert {"metrics", "circuit_breaker", "rate_limiter"} <= health.keys()
+
+
+async def test_a_corpus_comes_in_windows_and_a_bad_text_is_in_its_window() -> None:
+    model = FakeBackend()
+    model.poison, model.unreadable = {"bad"}, {"worse"}
+    corpus = ["a", "b", "bad", "c", "worse", "\ud800"]
+    seen: list[Progress] = []
+    async with service_over(model) as service:
+        chunks = [
+            chunk async for chunk in service.embed_iter(corpus, window=2, progress=seen.append)
+        ]
+        again = [chunk async for chunk in service.embed_iter(iter(corpus), window=2, start=4)]
+    assert [(chunk.start, len(chunk)) for chunk in chunks] == [(0, 2), (2, 2), (4, 2)]
+    assert {row: type(error) for chunk in chunks for row, error in chunk.failures.items()} == {
+        2: TextRejectedError,
+        4: InvalidTextError,
+        5: InvalidTextError,
+    }
+    assert np.allclose(chunks[1].vectors[1], unit(vector_of("c")), atol=1e-6)
+    assert np.isnan(chunks[1].vectors[0]).all()
+    assert seen[-1] == Progress(6, 9, 3)
+    assert [chunk.start for chunk in again] == [4]
+
+
+async def test_a_window_of_a_corpus_waits_where_a_call_would_be_refused() -> None:
+    async with service_over(FakeBackend(), max_bulk_seconds=1e-9) as service:
+        chunks = [chunk async for chunk in service.embed_iter(["a", "b", "c", "d"], window=1)]
+        assert [chunk.failures for chunk in chunks] == [{}] * 4
+        assert service.get_metrics()["refused_count"] >= 1
+
+
+async def test_the_nearest_documents_come_best_first() -> None:
+    async with service_over(FakeBackend(prompts={})) as service:
+        documents = ["x", "y", "A", "z"]
+        (best, *others) = await service.top_k("a", documents, 3)
+        assert (best[0], best[1]) == (2, pytest.approx(1.0, abs=1e-5))
+        assert len(others) == 2
+        assert others[0][1] >= others[1][1]
+        vectors = await service.embed_document(documents, dimensions=4)
+        assert (await service.top_k("a", vectors, 1))[0][0] == 2
+
+
+async def test_what_is_not_offered_says_what_to_set() -> None:
+    async with service_over(FakeBackend()) as service:
+        with pytest.raises(NotOfferedError, match="EMBEDDING_RERANKER"):
+            await service.rerank("q", ["a"])
+
+
+async def test_a_call_that_would_end_after_its_deadline_is_given_up() -> None:
+    model = FakeBackend()
+    async with service_over(model) as service:
+        model.open.clear()
+        with pytest.raises(DeadlineExceededError):
+            await service.embed_batch(["a"], EmbedOptions(timeout=0.05))
+        model.open.set()
+        assert (await service.embed("b")).dimension == DIMENSION

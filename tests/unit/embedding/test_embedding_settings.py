@@ -65,7 +65,8 @@ def test_a_model_that_is_nowhere_ends_the_process_with_the_ways_to_provide_it(
 def test_a_missing_server_library_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "services.embedding.server", raising=False)
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    for name in [name for name in sys.modules if name.startswith("services.embedding.process")]:
+        monkeypatch.delitem(sys.modules, name)
     assert main(["--port", "0"]) == 2
     assert "pip install 'morgan-sdk[embedding]'" in capsys.readouterr().err

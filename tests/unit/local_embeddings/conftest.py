@@ -14,7 +14,6 @@ from shared.infrastructure.local_embeddings import (
     TokenBatch,
     TokenizeOptions,
 )
-from shared.infrastructure.local_embeddings.backends.protocol import Cost
 
 
 class ScriptedBackend:
@@ -55,10 +54,6 @@ class ScriptedBackend:
         if self.answer_nan:
             out[:] = np.nan
 
-    def cost(self, lengths: np.ndarray) -> Cost:
-        tokens = len(lengths) * int(lengths.max(initial=1))
-        return Cost(tokens, 100 * tokens)
-
     def warm_up(self) -> None:
         self.warm_ups += 1
 
@@ -76,7 +71,7 @@ class Factory:
     backend = ScriptedBackend
 
     def __init__(self) -> None:
-        self.spec = BackendSpec(dimension=2, max_length=8, batch_tokens=8)
+        self.spec = BackendSpec(dimension=2, max_length=8, batch_tokens=8, token_bytes=100)
         self.opened: list[ScriptedBackend] = []
         self.attempts = 0
         self.before_open: Callable[[], None] = lambda: None

@@ -28,23 +28,19 @@ class Fragile:
     """A model of one number a text, its first token; it fails as its script says."""
 
     def __init__(self, memory=10**9, poison=frozenset(), nan=frozenset()):
-        self.spec = BackendSpec(dimension=1, max_length=99)
+        self.spec = BackendSpec(dimension=1, max_length=99, token_bytes=1)
         self.memory, self.poison, self.nan = memory, poison, nan
         self.sizes = []
         self.trims = 0
 
     def forward(self, batch, out):
         self.sizes.append(len(batch))
-        if self.cost(batch.lengths).tokens > self.memory:
+        if self.spec.cost(batch.lengths).tokens > self.memory:
             raise MemoryError
         first = batch.ids[batch.offsets[:-1]]
         if self.poison & set(first.tolist()):
             raise ValueError("kernel exploded")
         out[:, 0] = np.where(np.isin(first, list(self.nan)), np.nan, first)
-
-    def cost(self, lengths):
-        tokens = len(lengths) * int(lengths.max(initial=1))
-        return Cost(tokens, tokens)
 
     def trim(self):
         self.trims += 1
@@ -148,11 +144,12 @@ def test_long_texts_that_do_not_fit_say_nothing_of_shorter_ones():
     assert sorted(result.failures) == list(range(8))
 
 
-def test_a_backend_that_cannot_tell_its_cost_is_asked_to_run():
-    backend = Fragile()
-    backend.cost = lambda _lengths: 1 / 0
-    backend.forward = lambda _batch, out: out.fill(1.0)
-    assert not run(backend).failures
+@pytest.mark.parametrize(
+    ("packed", "cost"), [(False, Cost(6, 6 * (10 + 3 * 2))), (True, Cost(4, 4 * (10 + 2)))]
+)
+def test_what_a_pass_takes_is_told_by_its_lengths(packed, cost):
+    spec = BackendSpec(1, 9, packed=packed, token_bytes=10, score_bytes=2)
+    assert spec.cost(np.array([3, 1])) == cost
 
 
 def test_a_pass_that_memory_cannot_hold_is_not_tried_at_all():

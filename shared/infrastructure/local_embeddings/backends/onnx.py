@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from shared.infrastructure.local_embeddings.backends.protocol import (
     BackendSpec,
-    Cost,
-    transformer_cost,
+    TransformerBytes,
 )
 from shared.infrastructure.local_embeddings.config import (
     LocalEmbeddingConfig,
@@ -26,8 +25,12 @@ from shared.infrastructure.local_embeddings.errors import (
 from shared.infrastructure.local_embeddings.model_files.files import ModelFiles
 from shared.infrastructure.local_embeddings.onnx_encoder import int8
 from shared.infrastructure.local_embeddings.onnx_encoder.architectures import can_build
-from shared.infrastructure.local_embeddings.onnx_encoder.encoder import Float32Linear, build_graph
-from shared.infrastructure.local_embeddings.onnx_encoder.graph import Graph
+from shared.infrastructure.local_embeddings.onnx_encoder.encoder import (
+    Float32Linear,
+    Linear,
+    build_graph,
+)
+from shared.infrastructure.local_embeddings.onnx_encoder.graph import Graph, GraphBuilder
 from shared.infrastructure.local_embeddings.onnx_encoder.shipped import ShippedGraph, read_shipped
 from shared.infrastructure.local_embeddings.optional import require
 from shared.infrastructure.local_embeddings.tokens.token_batch import TokenBatch
@@ -53,6 +56,16 @@ class Session(Protocol):
     def get_inputs(self) -> list[Any]: ...
     def get_outputs(self) -> list[Any]: ...
     def get_providers(self) -> list[str]: ...
+
+
+class Tokenizer(Protocol):
+    """What is used of a `TextTokenizer`."""
+
+    max_length: int
+    pad_id: int
+    own_side: str
+
+    def __call__(self, texts: Sequence[str], options: TokenizeOptions) -> TokenBatch: ...
 
 
 class OnnxBackend:
@@ -81,7 +94,7 @@ class OnnxBackend:
         self._config = config
         self._files = files
         self._pooling = files.plain_pooling(config.pooling)
-        self._tokenizer = TextTokenizer(files, config.max_length)
+        self._tokenizer = self._open_tokenizer()
         device = _choose_device(config)
         self._shipped = _shipped(config, files)
         graph = self._shipped.graph if self._shipped else self._build(device)
@@ -95,9 +108,6 @@ class OnnxBackend:
 
     def forward(self, batch: TokenBatch, out: Vectors) -> None:
         out[:] = self._run(batch)
-
-    def cost(self, lengths: NDArray[np.int64]) -> Cost:
-        return transformer_cost(self._files.config, lengths)
 
     def warm_up(self) -> None:
         longest = min(self.spec.max_length, self.spec.batch_tokens)
@@ -115,8 +125,20 @@ class OnnxBackend:
         del self._session, self._tokenizer
 
     def _run(self, batch: TokenBatch, options: Any = None) -> Vectors:
+        feeds = self._feeds(batch)
+        (output,) = self._session.run([self._output], feeds, options)
+        left_out = batch.prompt_tokens
+        if output.ndim == 3:
+            mask = feeds["attention_mask"]
+            return pool(np.asarray(output, np.float32), mask, self._pooling, left_out)
+        if left_out:
+            output[batch.lengths <= left_out] = 0.0
+        return cast("Vectors", output)
+
+    def _feeds(self, batch: TokenBatch) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the graph."""
         ids, mask = batch.padded(self._tokenizer.pad_id)
-        feeds = {"input_ids": ids, "attention_mask": mask}
+        feeds: dict[str, NDArray[Any]] = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
         left_out = batch.prompt_tokens
@@ -126,17 +148,15 @@ class OnnxBackend:
             feeds["pooled_token"] = place
         if "token_shares" in self._inputs:
             shares = token_weights(batch.lengths, ids.shape[1], self._pooling, left_out)
-            feeds["token_shares"] = cast("Any", shares)
-        (output,) = self._session.run([self._output], feeds, options)
-        if output.ndim == 3:
-            return pool(np.asarray(output, np.float32), mask, self._pooling, left_out)
-        if left_out:
-            output[batch.lengths <= left_out] = 0.0
-        return cast("Vectors", output)
+            feeds["token_shares"] = shares
+        return feeds
+
+    def _open_tokenizer(self) -> Tokenizer:
+        return TextTokenizer(self._files, self._config.max_length)
 
     def _build(self, device: Device) -> Graph:
         if self._config.dtype == "float32":
-            return build_graph(self._files, self._pooling, Float32Linear)
+            return self._graph(Float32Linear)
         if device.is_cuda:
             raise DeviceUnavailableError("ONNX graphs in int8 run on a CPU: use device='cpu'")
         if not int8.is_exact():
@@ -144,7 +164,10 @@ class OnnxBackend:
                 "this processor adds up products of bytes with saturation, so that int8 would be "
                 "far off: use dtype='float32'"
             )
-        return build_graph(self._files, self._pooling, int8.Int8Linear)
+        return self._graph(int8.Int8Linear)
+
+    def _graph(self, linear: Callable[[GraphBuilder], Linear]) -> Graph:
+        return build_graph(self._files, self._pooling, linear)
 
     def _open_session(self, graph: Graph, device: Device) -> Session:
         ort = require("onnxruntime", extra="onnx")
@@ -217,6 +240,11 @@ class OnnxBackend:
             model_path=str(files.root),
             source=files.source,
             prompts=files.prompts,
+            default_prompt=files.default_prompt,
+            vocabulary=files.vocabulary,
+            truncation_side=self._tokenizer.own_side,
+            tokenizes_anywhere=True,
+            **TransformerBytes.of(files.config)._asdict(),
         )
 
 

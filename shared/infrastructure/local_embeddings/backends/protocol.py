@@ -34,6 +34,13 @@ class BackendSpec:
         model_path: Directory of the model.
         source: Where the model was found.
         prompts: Prompts by name that a caller may put before a text.
+        default_prompt: What is put before a text whose caller names no prompt.
+        vocabulary: Token ids are below it; None if that is not known.
+        truncation_side: End of a text that is dropped if nobody says which: `left` or `right`.
+        token_bytes: Working memory that a pass takes for a token, estimated.
+        score_bytes: What it takes besides for a token and each other one that it attends to.
+        tokenizes_anywhere: Whether any thread may call `tokenize` at any time, and a short text
+            takes it some microseconds.
     """
 
     dimension: int
@@ -51,6 +58,22 @@ class BackendSpec:
     model_path: str = ""
     source: str = "directory"
     prompts: Mapping[str, str] = field(default_factory=dict[str, str])
+    default_prompt: str = ""
+    vocabulary: int | None = None
+    truncation_side: str = "right"
+    token_bytes: float = 0.0
+    score_bytes: float = 0.0
+    tokenizes_anywhere: bool = False
+
+    def cost(self, lengths: NDArray[np.int64]) -> Cost:
+        """Return what one pass over texts of these lengths takes."""
+        if self.packed:
+            # Packed attention keeps no scores but a token's own.
+            tokens, seen = int(lengths.sum()), 1
+        else:
+            seen = int(lengths.max(initial=1))
+            tokens = len(lengths) * seen
+        return Cost(tokens, int(tokens * (self.token_bytes + seen * self.score_bytes)))
 
 
 class Cost(NamedTuple):
@@ -68,8 +91,8 @@ class Cost(NamedTuple):
 class EmbeddingBackend(Protocol):
     """A loaded model.
 
-    One thread at a time calls `tokenize`, and meanwhile others may call `forward`: several at once
-    if the spec says `concurrent`, else one.
+    One thread at a time calls `tokenize`, unless the spec says `tokenizes_anywhere`, and meanwhile
+    others may call `forward`: several at once if the spec says `concurrent`, else one.
     """
 
     @property
@@ -89,10 +112,6 @@ class EmbeddingBackend(Protocol):
         """Write the pooled vectors, not normalised, to `out`, float32 of shape (n, dimension)."""
         ...
 
-    def cost(self, lengths: NDArray[np.int64]) -> Cost:
-        """Return what one pass over texts of these lengths takes."""
-        ...
-
     def warm_up(self) -> None:
         """Do now what the first passes would else do: compile, capture, fill arenas."""
         ...
@@ -106,14 +125,25 @@ class EmbeddingBackend(Protocol):
         ...
 
 
-def transformer_cost(config: Mapping[str, Any], lengths: NDArray[np.int64]) -> Cost:
-    """Return what a padded pass of a float32 transformer takes, from its `config.json`."""
-    rows, longest = len(lengths), int(lengths.max(initial=1))
-    tokens = rows * longest
-    # The second names are DistilBERT's.
-    hidden = int(config.get("hidden_size", config.get("dim", 768)))
-    wide = int(config.get("intermediate_size", config.get("hidden_dim", 4 * hidden)))
-    heads = int(config.get("num_attention_heads", config.get("n_heads", 12)))
-    # A layer's widest moments: query, key and value beside the input, or the feed-forward's wide
-    # vectors before and after their activation; and the attention scores before and after softmax.
-    return Cost(tokens, 4 * (tokens * (4 * hidden + 2 * wide) + 2 * heads * tokens * longest))
+class TransformerBytes(NamedTuple):
+    """Working memory of a float32 transformer, as `BackendSpec` has it."""
+
+    token_bytes: float
+    score_bytes: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], overhead: float = 1.0) -> TransformerBytes:
+        """Return that of a model, from its `config.json`.
+
+        Args:
+            config: The configuration.
+            overhead: What the library takes, as a multiple of the tensors.
+        """
+        # The second names are DistilBERT's.
+        hidden = int(config.get("hidden_size", config.get("dim", 768)))
+        wide = int(config.get("intermediate_size", config.get("hidden_dim", 4 * hidden)))
+        heads = int(config.get("num_attention_heads", config.get("n_heads", 12)))
+        # A layer's widest moments: query, key and value beside the input, or the feed-forward's
+        # wide vectors before and after their activation; and the attention scores before and after
+        # softmax.
+        return cls(overhead * 4 * (4 * hidden + 2 * wide), overhead * 4 * 2 * heads)

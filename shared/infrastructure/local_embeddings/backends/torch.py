@@ -9,12 +9,10 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared.infrastructure.local_embeddings.backends.protocol import (
     BackendSpec,
-    Cost,
-    transformer_cost,
+    TransformerBytes,
 )
 from shared.infrastructure.local_embeddings.config import LocalEmbeddingConfig, TokenizeOptions
 from shared.infrastructure.local_embeddings.devices import choose_device, usable_cpus
@@ -115,6 +113,11 @@ class TorchBackend(abc.ABC):
             model_path=str(files.root),
             source=files.source,
             prompts=files.prompts,
+            default_prompt=files.default_prompt,
+            vocabulary=files.vocabulary,
+            truncation_side=self._tokenizer.own_side,
+            tokenizes_anywhere=True,
+            **TransformerBytes.of(files.config, _OVERHEAD)._asdict(),
         )
 
     def tokenize(self, texts: Sequence[str], options: TokenizeOptions) -> TokenBatch:
@@ -123,16 +126,6 @@ class TorchBackend(abc.ABC):
     def forward(self, batch: TokenBatch, out: Vectors) -> None:
         self._use_threads()
         self._model.forward(batch, out)
-
-    def cost(self, lengths: NDArray[np.int64]) -> Cost:
-        config = self._files.config
-        if not self._model.packed:
-            tokens, size = transformer_cost(config, lengths)
-        else:
-            tokens = int(lengths.sum())
-            # Packed attention keeps no scores: a pass takes what as many texts of one token do.
-            size = transformer_cost(config, np.ones(tokens, np.int64)).bytes
-        return Cost(tokens, int(_OVERHEAD * size))
 
     def warm_up(self) -> None:
         self._use_threads()

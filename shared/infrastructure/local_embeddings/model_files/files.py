@@ -99,6 +99,12 @@ class ModelFiles:
         pad = self.config.get("pad_token_id")
         return int(self.counts_positions_from_padding if pad is None else pad)
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many token ids the encoder has vectors for; None if its configuration is silent."""
+        size = self.config.get("vocab_size")
+        return size and int(size)
+
     @cached_property
     def encoder_options(self) -> Json:
         """What sentence-transformers sets for the encoder, such as `max_seq_length`.

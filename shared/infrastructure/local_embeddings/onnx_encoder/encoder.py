@@ -28,6 +28,7 @@ from shared.infrastructure.local_embeddings.onnx_encoder.relative_positions impo
 _PADDING_SCORE = -1e4
 # Projections of embeddings that are narrower than the layers: Electra's and Albert's.
 _WIDENING = ("embeddings_project", "encoder.embedding_hidden_mapping_in")
+_TYPES = "embeddings.token_type_embeddings.weight"
 
 
 class Linear(Protocol):
@@ -82,7 +83,7 @@ def build_graph(
     graph = GraphBuilder(Checkpoint(files.encoder_weights))
     for name in ("input_ids", "attention_mask"):
         graph.input(name, "INT64", ["n", "s"])
-    encoder = _Encoder(graph, architecture, linear(graph))
+    encoder = Encoder(graph, architecture, linear(graph))
     if pooling in {Pooling.CLS, Pooling.LAST_TOKEN}:
         vectors = encoder(graph.input("pooled_token", "INT64", ["n"]))
         return graph.finish(vectors, ["n", architecture.hidden])
@@ -95,15 +96,24 @@ def build_graph(
     return graph.finish(vectors, ["n", architecture.hidden])
 
 
-class _Encoder:
+class Encoder:
     """Adds an encoder to a graph, layer by layer.
+
+    Args:
+        graph: The graph, which has the inputs `input_ids` and `attention_mask`.
+        architecture: The encoder.
+        linear: How projections are computed.
+        types: Input that has the type of each token, (n, s); without it all are of the first.
 
     Attributes:
         by_text: Shape (n, s, -1), known only at run time.
     """
 
-    def __init__(self, graph: GraphBuilder, architecture: Architecture, linear: Linear) -> None:
+    def __init__(
+        self, graph: GraphBuilder, architecture: Architecture, linear: Linear, types: str = ""
+    ) -> None:
         self._graph = graph
+        self._types = types
         self._of = architecture
         self._linear = linear
         self._exact = Float32Linear(graph)
@@ -168,7 +178,10 @@ class _Encoder:
         """Return the vectors of tokens before the first layer, (tokens, hidden)."""
         graph = self._graph
         words = graph.op("Gather", graph.weight("embeddings.word_embeddings.weight"), "input_ids")
-        x = self._norm(graph.op("Add", words, self._positions()), "embeddings.LayerNorm")
+        x = graph.op("Add", words, self._positions())
+        if self._types:
+            x = graph.op("Add", x, graph.op("Gather", graph.weight(_TYPES), self._types))
+        x = self._norm(x, "embeddings.LayerNorm")
         for name in _WIDENING:
             if f"{name}.weight" in graph.checkpoint:
                 width = graph.checkpoint[f"{name}.weight"].shape[1]
@@ -180,9 +193,9 @@ class _Encoder:
         """Return the vectors of positions, (s, width) or (n, s, width)."""
         graph = self._graph
         table = graph.weight("embeddings.position_embeddings.weight")
-        if (name := "embeddings.token_type_embeddings.weight") in graph.checkpoint:
+        if _TYPES in graph.checkpoint and not self._types:
             # One text a row means one token type: its vector is part of every position's.
-            first = graph.op("Gather", graph.weight(name), graph.constant(0, np.int64))
+            first = graph.op("Gather", graph.weight(_TYPES), graph.constant(0, np.int64))
             table = graph.op("Add", table, first)
         if self._of.positions_from_padding is None:
             length = graph.op("Shape", "input_ids", start=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,27 @@ _BERT_OPTIONS = {
 }
 
 
+# Texts that are encoded one by one, which keeps the GIL: the hop to the library's threads, and to
+# get the GIL back from another thread, takes longer than they do.
+_FEW_TEXTS = 4
+_FEW_CHARACTERS = 512
+_SIDES = {Truncation.START: "left", Truncation.END: "right"}
+
+
 class TextTokenizer:
     """The model's `tokenizer.json`, truncating at `max_length` tokens and padding nothing.
 
-    It belongs to one thread: the library's tokenizers are not re-entrant.
+    Any thread may call it at any time: what is truncated at another end has a tokenizer of its own,
+    since the library's cannot be changed while another thread uses them.
 
     Args:
         files: Model directory.
         max_length: Tokens of a text that are kept; None is the model's own.
+
+    Attributes:
+        max_length: Tokens of a text that are kept.
+        pad_id: Id of the padding token.
+        own_side: End of a text that the model drops: `left` or `right`.
 
     Raises:
         ConfigurationError: The model has no room for `max_length` tokens, or they leave none for
@@ -49,49 +63,70 @@ class TextTokenizer:
                 f"max_length {self.max_length} is more than the {files.max_positions} positions "
                 f"of {files.root}"
             )
-        self._tokenizer = _open(files)
-        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        tokenizer = open_tokenizer(files)
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if self.max_length <= special:
             raise ConfigurationError(
                 f"max_length {self.max_length} leaves no room beside {special} special tokens"
             )
         # The file's own rules are left over from some training run, but for the side.
-        rule: Mapping[str, str] = self._tokenizer.truncation or {}
-        self._own_side = files.truncation_side or rule.get("direction", "right")
-        self._side = ""
-        self._tokenizer.no_padding()
-        self._may_cut = cuts.splits_at_spaces(self._tokenizer)
+        rule: Mapping[str, str] = tokenizer.truncation or {}
+        self.own_side = files.truncation_side or rule.get("direction", "right")
+        self._may_cut = cuts.splits_at_spaces(tokenizer)
+        self._by_side = {self.own_side: self._truncating(tokenizer, self.own_side)}
 
     def __call__(self, texts: Sequence[str], options: TokenizeOptions) -> TokenBatch:
-        """Tokenize texts; the GIL is free meanwhile.
+        """Tokenize texts; the GIL is free meanwhile, unless they are few and short.
 
         Raises:
             InvalidTextError: A text has half of a surrogate pair, so that it is no Unicode text.
             TextTooLongError: A text is too long, and none may be truncated.
         """
         prompt = self._default_prompt if options.prompt is None else options.prompt
-        side = self._own_side
-        if options.truncation in {Truncation.START, Truncation.END}:
-            side = "left" if options.truncation is Truncation.START else "right"
-        self._truncate_at(side)
+        side = _SIDES.get(options.truncation or Truncation.NONE, self.own_side)
+        tokenizer = self._tokenizer(side)
         try:
-            encodings = self._tokenizer.encode_batch_fast(
-                [self._cut(prompt + text, side) for text in texts]
-            )
+            encodings = _encode(tokenizer, [self._cut(prompt + text, side) for text in texts])
         except TypeError as exc:
-            raise _blame(prompt, texts, exc) from exc
+            raise as_invalid_text(prompt, texts, exc) from exc
         truncated = [self._is_truncated(encoding) for encoding in encodings]
         if options.truncation is Truncation.NONE and True in truncated:
             index = truncated.index(True)
-            raise TextTooLongError(index, self._count(prompt + texts[index]), self.max_length)
+            (count,) = self.count([texts[index]], prompt)
+            raise TextTooLongError(index, count, self.max_length)
         return TokenBatch.of(
-            [encoding.ids for encoding in encodings], truncated, self._left_out(prompt)
+            [encoding.ids for encoding in encodings],
+            truncated if True in truncated else None,
+            0 if self._include_prompt or not prompt else self._left_out(tokenizer, prompt),
         )
 
-    def _truncate_at(self, side: str) -> None:
-        if side != self._side:
-            self._tokenizer.enable_truncation(self.max_length, direction=side)
-            self._side = side
+    def count(self, texts: Sequence[str], prompt: str | None = None) -> list[int]:
+        """Return the tokens of each text, however many there are, special ones included.
+
+        Raises:
+            InvalidTextError: A text is no valid Unicode.
+        """
+        prompt = self._default_prompt if prompt is None else prompt
+        try:
+            encodings = _encode(self._tokenizer(""), [prompt + text for text in texts])
+        except TypeError as exc:
+            raise as_invalid_text(prompt, texts, exc) from exc
+        return list(map(len, encodings))
+
+    def _tokenizer(self, side: str) -> Any:
+        """Return the one that truncates at `side`; none if that is empty."""
+        if side not in self._by_side:
+            own = copy.deepcopy(self._by_side[self.own_side])
+            self._by_side[side] = self._truncating(own, side)
+        return self._by_side[side]
+
+    def _truncating(self, tokenizer: Any, side: str) -> Any:
+        tokenizer.no_padding()
+        if side:
+            tokenizer.enable_truncation(self.max_length, direction=side)
+        else:
+            tokenizer.no_truncation()
+        return tokenizer
 
     def _cut(self, text: str, side: str) -> str:
         """Return as much of a text as can matter to the tokens that are kept."""
@@ -104,25 +139,26 @@ class TextTokenizer:
         # What overflows is copied when it is asked for.
         return len(encoding) == self.max_length and bool(encoding.overflowing)
 
-    def _count(self, text: str) -> int:
-        self._tokenizer.no_truncation()
-        self._side = ""
-        return len(self._tokenizer.encode_batch_fast([text])[0])
-
-    def _left_out(self, prompt: str) -> int:
+    def _left_out(self, tokenizer: Any, prompt: str) -> int:
         """Return how many tokens at the start of a text the pooling leaves out.
 
         They are those of the prompt alone, but for a special token at its end.
         """
-        if self._include_prompt or not prompt:
-            return 0
-        ids = self._tokenizer.encode_batch_fast([prompt])[0].ids
-        added = self._tokenizer.get_added_tokens_decoder()
+        ids = tokenizer.encode_batch_fast([prompt])[0].ids
+        added = tokenizer.get_added_tokens_decoder()
         ends_specially = bool(ids) and ids[-1] in added and added[ids[-1]].special
         return len(ids) - ends_specially
 
 
-def _open(files: ModelFiles) -> Any:
+def _encode(tokenizer: Any, texts: list[str]) -> list[Encoding]:
+    if len(texts) <= _FEW_TEXTS and sum(map(len, texts)) <= _FEW_CHARACTERS:
+        return [tokenizer.encode(text) for text in texts]
+    encodings: list[Encoding] = tokenizer.encode_batch_fast(texts)
+    return encodings
+
+
+def open_tokenizer(files: ModelFiles) -> Any:
+    """Return the library's tokenizer of a model, with the options that its other files have."""
     tokenizers = require("tokenizers", extra="onnx")
     tokenizer = tokenizers.Tokenizer.from_file(str(files.tokenizer_file))
     config, normalizer = files.tokenizer_config, tokenizer.normalizer
@@ -140,7 +176,8 @@ def _open(files: ModelFiles) -> Any:
     return tokenizer
 
 
-def _blame(prompt: str, texts: Sequence[str], cause: Exception) -> Exception:
+def as_invalid_text(prompt: str, texts: Sequence[str], cause: Exception) -> Exception:
+    """Return the error that names the text which the library could not read."""
     for index, text in enumerate(texts):
         try:
             text.encode()

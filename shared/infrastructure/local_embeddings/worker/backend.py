@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared.infrastructure.local_embeddings.backends import open_backend
-from shared.infrastructure.local_embeddings.backends.protocol import BackendSpec, Cost
+from shared.infrastructure.local_embeddings.backends.protocol import BackendSpec
 from shared.infrastructure.local_embeddings.config import LocalEmbeddingConfig, TokenizeOptions
 from shared.infrastructure.local_embeddings.devices import usable_cpus
 from shared.infrastructure.local_embeddings.errors import WorkerCrashedError
@@ -74,7 +73,9 @@ class ProcessBackend:
             config = config.model_copy(update={"threads": max(1, usable_cpus() // size)})
         self._timeout = timeout
         self._crew = Crew(Start(open, config), size, load_timeout, clock)
-        self.spec: BackendSpec = replace(self._crew.open(), concurrent=True)
+        self.spec: BackendSpec = replace(
+            self._crew.open(), concurrent=True, tokenizes_anywhere=False
+        )
 
     @property
     def workers(self) -> dict[str, Any]:
@@ -95,10 +96,6 @@ class ProcessBackend:
         vectors = _either(run, run)
         if not np.may_share_memory(vectors, out):
             out[:] = vectors
-
-    def cost(self, lengths: NDArray[np.int64]) -> Cost:
-        run = partial(self._run, Request("cost", (lengths,)))
-        return cast("Cost", _either(run, run))
 
     def warm_up(self) -> None:
         self._crew.warm_up()

@@ -39,8 +39,12 @@ class RedisWire:
     def __init__(self, url: str) -> None:
         try:
             self._client: _Client = from_url(url, retry=Retry(NoBackoff(), 0))
-        except ValueError as error:
-            raise ConfigurationError(f"the URL of Redis makes no sense: {error}") from error
+        except ValueError:
+            # Its message may quote a part of the password.
+            raise ConfigurationError(
+                "the URL of Redis makes no sense: write redis://[user:password@]host[:port][/db], "
+                "with what is special in the password percent-encoded"
+            ) from None
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[object]) -> list[int]:
         """Run a script and return its reply.
