@@ -55,7 +55,8 @@ def test_no_two_texts_have_the_same_vector() -> None:
 
 @pytest.mark.parametrize("as_base64", [True, False])
 def test_the_server_answers_what_its_texts_stand_for(as_base64: bool) -> None:
-    dialect = OpenAIDialect("m", as_base64=as_base64)
+    dialect = OpenAIDialect("m")
+    dialect.as_base64 = as_base64
     numbers = [3, 299, 0]
     form = dialect.form(Reading())
     request = dialect.write([text_of(number) for number in numbers], form)

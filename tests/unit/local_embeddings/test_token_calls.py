@@ -50,10 +50,10 @@ async def test_a_few_short_texts_are_tokenized_on_the_calling_thread(anywhere):
 @pytest.mark.parametrize(
     ("texts", "options"),
     [
-        (["a" * 200], {}),
+        (["a" * 300], {}),
         (["a"] * 5, {}),
-        (["a"], {"prompt": "p" * 200}),
-        (["a"] * 4, {"prompt": "p" * 40}),
+        (["a"], {"prompt": "p" * 300}),
+        (["a"] * 4, {"prompt": "p" * 70}),
         (["a"], {"truncation": Truncation.START}),
         (["a" * 5], {"truncation": Truncation.NONE}),
     ],
