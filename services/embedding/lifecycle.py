@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from services.embedding.errors import ServiceStoppedError
 
@@ -22,7 +23,9 @@ class Lifecycle:
     """
 
     def __init__(
-        self, begin: Callable[[], Awaitable[None]], finish: Callable[[], Awaitable[None]]
+        self,
+        begin: Callable[[], Coroutine[Any, Any, None]],
+        finish: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self.running = False
         self._begin = begin
@@ -53,7 +56,7 @@ class Lifecycle:
         if self._startup is None:
             # A task of its own, outside of anybody's deadline: a caller who gives up starting
             # must not take the start away from the others.
-            self._startup = asyncio.create_task(self._run(), context=contextvars.Context())
+            self._startup = asyncio.create_task(self._begin(), context=contextvars.Context())
             self._startup.add_done_callback(self._on_started)
         await asyncio.shield(self._startup)
         # A stop that was cancelled may have left it started, but told to stop.
@@ -81,15 +84,11 @@ class Lifecycle:
             if not ending.cancelled():
                 ending.result()
 
-    async def _run(self) -> None:
-        await self._begin()
-
     async def _end(self) -> None:
         try:
             await self._finish()
         finally:
             self._startup = self._ending = None
-            self.running = False
 
     def _on_started(self, startup: asyncio.Task[None]) -> None:
         if startup.cancelled() or startup.exception() is not None:

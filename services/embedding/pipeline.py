@@ -65,17 +65,10 @@ class Pipeline:
             await self._resolver.stop()
             await self._scheduler.stop()
         except asyncio.CancelledError:
-            await self._abandon()
+            self._scheduler.abandon()
             raise
         finally:
             await self._cache.close()
-
-    async def _abandon(self) -> None:
-        """Fail what the scheduler still has, without waiting for it."""
-        stopping = asyncio.create_task(self._scheduler.stop())
-        await asyncio.sleep(0)
-        stopping.cancel()
-        await asyncio.wait([stopping])
 
     async def run(
         self, items: Sequence[Item], options: EmbedOptions, *, strict: bool = True

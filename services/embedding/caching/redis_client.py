@@ -6,14 +6,11 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from redis.asyncio import from_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from services.embedding.caching.redis import RedisAwayError, RedisRefusesError
-from shared.infrastructure.resilience import ConfigurationError
 from shared.infrastructure.resilience.layer import summary
+from shared.infrastructure.resilience.limits.redis_wire import connected
 
 
 class _Pipeline(Protocol):
@@ -38,14 +35,7 @@ class RedisClient:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self._client: _Client = from_url(url, retry=Retry(NoBackoff(), 0))
-        except ValueError:
-            # Its message may quote a password.
-            raise ConfigurationError(
-                "the URL of Redis makes no sense: redis://[user:password@]host[:port][/database], "
-                "with what is special in a password percent-encoded"
-            ) from None
+        self._client: _Client = connected(url)
 
     async def mget(self, names: Sequence[bytes]) -> Sequence[object]:
         """Return what is at each name, None where there is no string.

@@ -78,12 +78,17 @@ class Scheduler:
                 await asyncio.wait(self._workers)
             await asyncio.sleep(0)  # the outcomes of the last batch are told in the next turn
         except asyncio.CancelledError:
-            for worker in self._workers:
-                worker.cancel()
-            # One that has not had its first turn yet will not have it.
-            self._workers, self._waking = set(), False
-            self._fail(self._lanes.drain(), _stopped())
+            self.abandon()
             raise
+
+    def abandon(self) -> None:
+        """Refuse new jobs, and fail those that are here with `ServiceStoppedError`."""
+        self._open = False
+        for worker in self._workers:
+            worker.cancel()
+        # One that has not had its first turn yet will not have it.
+        self._workers, self._waking = set(), False
+        self._fail(self._lanes.drain(), _stopped())
 
     def admit(
         self,

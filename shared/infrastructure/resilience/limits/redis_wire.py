@@ -37,14 +37,7 @@ class RedisWire:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self._client: _Client = from_url(url, retry=Retry(NoBackoff(), 0))
-        except ValueError:
-            # Its message may quote a part of the password.
-            raise ConfigurationError(
-                "the URL of Redis makes no sense: write redis://[user:password@]host[:port][/db], "
-                "with what is special in the password percent-encoded"
-            ) from None
+        self._client: _Client = connected(url)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[object]) -> list[int]:
         """Run a script and return its reply.
@@ -71,6 +64,22 @@ class RedisWire:
         except NoScriptError:  # never seen, or forgotten in a restart
             reply = await execute("EVAL", script.text, len(keys), *keys, *args)
         return [int(number) for number in reply]
+
+
+def connected(url: str) -> Any:
+    """Return redis-py's client for a URL; it sends nothing twice.
+
+    Raises:
+        ConfigurationError: The URL makes no sense.
+    """
+    try:
+        return from_url(url, retry=Retry(NoBackoff(), 0))
+    except ValueError:
+        # Its message may quote a part of the password.
+        raise ConfigurationError(
+            "the URL of Redis makes no sense: write redis://[user:password@]host[:port][/db], "
+            "with what is special in the password percent-encoded"
+        ) from None
 
 
 def _translated(error: Exception) -> Exception:
