@@ -199,7 +199,7 @@ async def test_settings_say_which_tiers_there_are(tmp_path: Path) -> None:
 
 def test_redis_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "services.embedding.caching.redis_client", raising=False)
-    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    monkeypatch.setitem(sys.modules, "redis.exceptions", None)
     with pytest.raises(MissingExtraError, match=r"morgan-sdk\[redis\]"):
         RedisTier("redis://127.0.0.1:1")
 
