@@ -4,7 +4,7 @@ LOCK = $(VENV)/uv pip compile --quiet --universal --python-version 3.11 --fork-s
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock" $(LOCKFLAGS)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types lock bench bench-embedding bench-embedding-server bench-embedding-client mutate clean test-set
+.PHONY: help demo test lint types lock bench bench-llm bench-embedding bench-embedding-server bench-embedding-client mutate clean test-set
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,7 +51,13 @@ bench: ## Compare with other libraries; writes benchmarks/results
 	.venv-bench/bin/python -m benchmarks.primitives
 	.venv-bench/bin/python -m benchmarks.prediction
 	.venv-bench/bin/python -m benchmarks.http_client
-	@$(MAKE) bench-embedding bench-embedding-server bench-embedding-client
+	.venv-bench/bin/python -m benchmarks.llm_router
+	.venv-bench/bin/python -m benchmarks.llm_strategies
+	@$(MAKE) bench-llm bench-embedding bench-embedding-server bench-embedding-client
+
+bench-llm: test-set ## Let LLM hosts fail, beside Envoy; and count what comes of each fault
+	$(VENV)/python -m benchmarks.llm_failover
+	$(VENV)/python -m benchmarks.llm_failover_scorecard
 
 bench-embedding: ## Compare local embedding models with other libraries
 	@test -x .venv-bench-embedding/bin/python || $(PYTHON) -m venv .venv-bench-embedding

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,21 @@ class Worker:
 
     Attributes:
         errors: What went wrong, and when.
+        module: What runs in the process.
+        figures: What it answers.
     """
+
+    module = "benchmarks.http_worker"
+    figures: Callable[..., Any] = Figures
 
     def __init__(self, module: str, arm: str, target: Target, core: int) -> None:
         python = LITELLM if arm.startswith("litellm") else Path(sys.executable)
         options = (module, arm, json.dumps(target._asdict()), str(core))
-        self._command = [str(python), "-m", "benchmarks.http_worker", *options]
+        self._command = [str(python), "-m", self.module, *options]
         self._process: subprocess.Popen[str] | None = None
         self.errors: list[str] = []
 
-    def take(self, turn: Turn) -> Figures | None:
+    def take(self, turn: Turn) -> Any:
         """Return what a turn has shown, or None if the client fails at it."""
         try:
             process = self._process = self._process or self._started()
@@ -55,7 +60,7 @@ class Worker:
             self.errors.append(f"at {turn.concurrency:,} at a time: {error}")
             self.stop()
             return None
-        return Figures(**answer)
+        return type(self).figures(**answer)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -91,8 +96,10 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def workers(section: Section, target: Target, core: int) -> Iterator[dict[str, Worker]]:
-    made = {arm: Worker(section.module, arm, target, core) for arm in section.arms}
+def workers(
+    section: Section, target: Target, core: int, kind: type[Worker] = Worker
+) -> Iterator[dict[str, Worker]]:
+    made = {arm: kind(section.module, arm, target, core) for arm in section.arms}
     try:
         yield made
     finally:

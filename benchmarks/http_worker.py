@@ -14,8 +14,9 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.http_contenders import Call
 from benchmarks.http_server import Target
@@ -100,7 +101,13 @@ async def measure(call: Call, answer: object, turn: Turn) -> Figures:
     )
 
 
-async def main(module: str, arm: str, target: str, core: str) -> None:
+Measure = Callable[[Call, object, Turn], Awaitable[Any]]
+"""Take a turn, and return what it has shown, as a named tuple."""
+
+
+async def main(
+    module: str, arm: str, target: str, core: str, *, measure: Measure = measure
+) -> None:
     # What a library prints must not get among the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

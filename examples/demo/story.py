@@ -22,6 +22,7 @@ from shared.infrastructure import (
     ServiceError,
     TimeoutConfig,
 )
+from shared.models import StreamRestarted
 
 AT_ONCE = 4
 REFRESH = 0.1
@@ -103,15 +104,13 @@ class Story:
     async def _stream_answer(
         self, llm: DistributedLLMClient, number: int, payload: dict[str, Any]
     ) -> str | None:
-        host = None
-        async with contextlib.aclosing(llm.stream_chat(payload, recovery="restart")) as chunks:
-            async for chunk in chunks:
-                if chunk.restarted:
+        async with llm.stream(payload, recovery="restart") as answer:
+            async for piece in answer:
+                if isinstance(piece, StreamRestarted):
                     self._view.note(f"question {number}: its host died, another one starts anew")
                     self._view.restarted(number)
-                self._view.streamed(number, chunk.text)
-                host = chunk.host
-        return host
+                self._view.streamed(number, piece.text)
+            return answer.host
 
     def _kill_a_host(self, llm: DistributedLLMClient) -> None:
         """Kill the host with the most answers under way, unless it is the last one alive."""

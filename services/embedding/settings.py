@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AnyHttpUrl, Field, SecretStr, field_validator
 
 from shared.infrastructure.local_embeddings import ModelBackend
 from shared.infrastructure.local_embeddings.config import Dtype
-from shared.infrastructure.settings import EnvSettings
+from shared.infrastructure.settings import Positive, Seconds, ServerSettings
 
 PREFIX = "EMBEDDING_"
 
 
-class EmbeddingSettings(EnvSettings, frozen=True, protected_namespaces=()):
+class EmbeddingSettings(ServerSettings, frozen=True, protected_namespaces=()):
     """What to embed with, how much at once, and where the process listens.
 
     Each field is also an environment variable, `EMBEDDING_` before its upper-case name.
@@ -73,20 +71,13 @@ class EmbeddingSettings(EnvSettings, frozen=True, protected_namespaces=()):
         max_connections: Connections to that server; 50; at least 1.
         requests_per_second: Rate of requests to that server; 5; above 0.
         burst_size: Requests to that server that may go at once after a quiet time; 10; at least 1.
-        host: Address the process listens on; `127.0.0.1`. Any that is not loopback needs
-            `api_keys`.
-        port: Port it listens on; 8000; 0 takes a free one.
         api_keys: Bearer tokens the process accepts, separated by commas; none (default) asks for
             none.
         max_items: Texts in one request; 2048; at least 1.
         max_request_tokens: Tokens in one request; 300000; at least 1.
-        max_body_bytes: Size of a request body in bytes; 32 MiB; at least 1.
-        header_timeout: Seconds a client may take to send the head of a request; 10; above 0.
-        body_timeout: Seconds it may take to send the body; 30; above 0.
-        drain_delay: Seconds the process goes on serving after SIGTERM while it says that it is not
-            ready, so that balancers notice; 5; at least 0. SIGINT skips it.
-        drain_timeout: Seconds given to requests in flight after that; 30; at least 0.
     """
+
+    PREFIX: ClassVar[str] = PREFIX
 
     model_name: str = Field(default="sentence-transformers/all-MiniLM-L6-v2", min_length=1)
     model_aliases: tuple[str, ...] = ()
@@ -102,19 +93,19 @@ class EmbeddingSettings(EnvSettings, frozen=True, protected_namespaces=()):
     model_root: Path | None = None
     manifest: Path | None = None
     reranker: str | None = Field(default=None, min_length=1)
-    max_queue_seconds: float = Field(default=4.0, gt=0)
-    max_bulk_seconds: float = Field(default=60.0, gt=0)
+    max_queue_seconds: Seconds = 4.0
+    max_bulk_seconds: Seconds = 60.0
     bulk_tokens: int = Field(default=8192, ge=1)
-    request_timeout: float = Field(default=60.0, gt=0)
+    request_timeout: Seconds = 60.0
     cache_size: int = Field(default=1000, ge=0)
     cache_bytes: int = Field(default=256 * 2**20, ge=1)
     cache_policy: Literal["lru", "sieve"] = "lru"
-    cache_ttl: float | None = Field(default=None, gt=0)
+    cache_ttl: Seconds | None = None
     cache_numerics: Literal["exact", "approximate"] = "exact"
     cache_file: Path | None = None
     cache_file_bytes: int = Field(default=2**30, ge=2**20)
     cache_redis_url: SecretStr | None = None
-    cache_redis_timeout: float = Field(default=0.005, gt=0)
+    cache_redis_timeout: Seconds = 0.005
     cache_dir: Path | None = None
     remote_url: AnyHttpUrl | None = None
     remote_api: Literal["openai", "tei", "cohere"] = "openai"
@@ -124,28 +115,11 @@ class EmbeddingSettings(EnvSettings, frozen=True, protected_namespaces=()):
     remote_hedging: float = Field(default=0.05, ge=0, le=1)
     failure_threshold: int = Field(default=5, ge=1)
     max_connections: int = Field(default=50, ge=1)
-    requests_per_second: float = Field(default=5.0, gt=0)
+    requests_per_second: Positive = 5.0
     burst_size: int = Field(default=10, ge=1)
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65_535)
     api_keys: tuple[Annotated[SecretStr, Field(min_length=1)], ...] = ()
     max_items: int = Field(default=2048, ge=1)
     max_request_tokens: int = Field(default=300_000, ge=1)
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1)
-    header_timeout: float = Field(default=10.0, gt=0)
-    body_timeout: float = Field(default=30.0, gt=0)
-    drain_delay: float = Field(default=5.0, ge=0)
-    drain_timeout: int = Field(default=30, ge=0)
-
-    @classmethod
-    def from_env(cls, prefix: str = PREFIX, environ: Mapping[str, str] | None = None) -> Self:
-        return super().from_env(prefix, environ)
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, object]) -> Self:
-        """Return settings from the environment, and from options of a command line before it."""
-        given = {PREFIX + name.upper(): str(value) for name, value in options.items()}
-        return cls.from_env(environ={**os.environ, **given})
 
     @field_validator("model_aliases", "api_keys", mode="before")
     @classmethod

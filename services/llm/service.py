@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import numpy as np
-from pydantic import ValidationError
 
 from services.llm.settings import LLMServiceSettings
 from shared.infrastructure.balancing import (
+    AnswerTimeoutConfig,
     DistributedLLMClient,
-    InvalidResponseError,
     NotRunningError,
     Recovery,
-    route_of,
 )
-from shared.infrastructure.balancing.answers import answer_of
-from shared.infrastructure.balancing.payloads import JSONObject, as_object, as_objects
 from shared.infrastructure.http import ConnectionPoolConfig, TimeoutConfig
 from shared.infrastructure.resilience import (
     MONOTONIC,
@@ -31,12 +31,24 @@ from shared.infrastructure.resilience import (
     Clock,
     HealthConfig,
     HealthStatus,
+    HedgeConfig,
     Listener,
     RetryConfig,
     TokenBucket,
+    deadline,
 )
 from shared.infrastructure.resilience.timeout import within_deadline
-from shared.models import LLMChunk, LLMRequest, LLMResponse, Usage
+from shared.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    LLMChunk,
+    LLMRequest,
+    LLMResponse,
+    StreamRestarted,
+    Usage,
+)
+
+_HAIR = 1e-6
 
 
 class ProductionLLMService:
@@ -48,7 +60,12 @@ class ProductionLLMService:
         settings: Hosts, limits and defaults.
         listeners: Told of breaker, health and retry events.
         clock: Source of monotonic time.
-        transport: Transport for all hosts instead of httpx's own.
+        transport: Transport for all hosts instead of the SDK's own.
+
+    Attributes:
+        settings: As given.
+        client: The pool of hosts, for calls that the service has no method for; its rate does not
+            count there.
     """
 
     def __init__(
@@ -64,7 +81,9 @@ class ProductionLLMService:
         self._limiter = TokenBucket(
             self.settings.requests_per_second, self.settings.burst_size, clock=clock
         )
-        self._pool = _pool(self.settings, listeners=listeners, clock=clock, transport=transport)
+        self.client = client_of(
+            self.settings, listeners=listeners, clock=clock, transport=transport
+        )
         self._stats = CallStats()
         self._started_at: float | None = None
         self._is_running = False
@@ -76,14 +95,14 @@ class ProductionLLMService:
         Raises:
             NotRunningError: The service has been stopped; make a new one.
         """
-        await self._pool.start()
+        await self.client.start()
         if not self._is_running:
             self._is_running, self._started_at = True, self._clock.now()
 
     async def stop(self) -> None:
         """End it all for good; a second call changes nothing."""
         self._is_running = False
-        await self._pool.stop()
+        await self.client.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -105,29 +124,28 @@ class ProductionLLMService:
             InvalidResponseError: It was no chat answer.
             ServiceError: As for `DistributedLLMClient.request`.
         """
-        async with self._call():
-            response = await self._pool.post("/v1/chat/completions", json=self._payload(request))
-            answer = _chat_answer(response)
+        async with self._call() as limit, limit:
+            answer = await self.client.chat(self._payload(request))
             self._generations += 1
             self._count(answer.usage)
-            return answer
+            return _response(answer)
 
     async def stream(
         self, request: LLMRequest, *, recovery: Recovery = "error"
     ) -> AsyncGenerator[LLMChunk, None]:
         """Yield the answer to a request while the model says it.
 
-        As `DistributedLLMClient.stream_chat`, which explains `recovery` and the errors.
+        As `DistributedLLMClient.stream`, which explains `recovery` and the errors.
         """
-        payload = {"stream_options": {"include_usage": True}, **self._payload(request)}
-        async with (
-            self._call(),
-            aclosing(self._pool.stream_chat(payload, recovery=recovery)) as chunks,
-        ):
+        async with self._call() as limit, AsyncExitStack() as stack:
+            async with limit:  # the stream takes it over, and it must not outlast a `yield`
+                answer = await stack.enter_async_context(
+                    self.client.stream(self._payload(request), recovery=recovery)
+                )
             usage: Usage | None = None
-            async for chunk in chunks:
-                usage = chunk.usage or usage
-                yield chunk
+            async for piece in answer:
+                usage = piece.usage or usage
+                yield _chunk(piece, answer.host)
             self._generations += 1
             self._count(usage)
 
@@ -140,16 +158,15 @@ class ProductionLLMService:
             ServiceError: As for `DistributedLLMClient.request`.
         """
         inputs = [texts] if isinstance(texts, str) else list(texts)
-        async with self._call():
+        async with self._call() as limit, limit:
             if not inputs:
                 return []
             model = self.settings.embedding_model or self.settings.model
             payload = {"input": inputs, **({"model": model} if model else {})}
-            answer = answer_of(await self._pool.post("/v1/embeddings", json=payload))
-            vectors = _vectors(answer, len(inputs))
+            answer = await self.client.embeddings(payload)
             self._embeddings += len(inputs)
-            self._count(_usage(answer))
-            return vectors
+            self._count(answer.usage)
+            return answer.vectors
 
     def get_metrics(self) -> dict[str, Any]:
         """Return counters since the start as plain JSON types; times are seconds.
@@ -158,7 +175,7 @@ class ProductionLLMService:
         `error_count`, `error_rate` (0.0 to 1.0), `average_response_time`, `in_flight`,
         `requests_per_second` (mean since the start), `failover_count`, `hosts`, ….
         """
-        pool = self._pool.get_metrics()
+        pool = self.client.get_metrics()
         uptime = 0.0 if self._started_at is None else self._clock.now() - self._started_at
         return {
             "generation_count": self._generations,
@@ -177,7 +194,7 @@ class ProductionLLMService:
         and unknown while it does not run. Its circuit is as closed as that of its best host.
         """
         if self._is_running:
-            await self._pool.health_check_all()
+            await self.client.health_check_all()
         metrics = self.get_metrics()
         hosts = [host for host in metrics["hosts"].values() if host["enabled"]]
         return {
@@ -188,15 +205,18 @@ class ProductionLLMService:
         }
 
     @asynccontextmanager
-    async def _call(self) -> AsyncGenerator[None, None]:
-        """Count a call, and let it begin when the rate allows."""
+    async def _call(self) -> AsyncGenerator[AbstractAsyncContextManager[None], None]:
+        """Count a call, let it begin when the rate allows, and give what limits the rest of it."""
         if not self._is_running:
             raise NotRunningError("the service is not running: call start() first")
         stats, began = self._stats, self._clock.now()
         stats.in_flight += 1
         try:
-            await self._limiter.acquire(max_wait=within_deadline(None))
-            yield
+            total = self.settings.total_timeout
+            await self._limiter.acquire(max_wait=within_deadline(total))
+            # What the wait took is gone; a hair is left, so that it is the call that fails.
+            left = total and max(total - (self._clock.now() - began), _HAIR)
+            yield nullcontext() if left is None else deadline(left, clock=self._clock)
         except Exception as exc:
             stats.refused += isinstance(exc, CallRefusedError)
             stats.settle(False, self._clock.now() - began)
@@ -217,7 +237,8 @@ class ProductionLLMService:
         self._tokens += usage.total_tokens if usage else 0
 
 
-def _pool(settings: LLMServiceSettings, **options: Any) -> DistributedLLMClient:
+def client_of(settings: LLMServiceSettings, **options: Any) -> DistributedLLMClient:
+    """Return the client that settings describe; `options` are further arguments of it."""
     return DistributedLLMClient(
         settings.keyed_hosts(),
         settings.strategy,
@@ -234,50 +255,42 @@ def _pool(settings: LLMServiceSettings, **options: Any) -> DistributedLLMClient:
             read=settings.read_timeout,
             total=settings.total_timeout,
         ),
+        answer_timeouts=AnswerTimeoutConfig(
+            first_token=settings.first_token_timeout, idle=settings.idle_timeout
+        ),
         health_config=HealthConfig(interval=settings.health_check_interval),
+        hedge_config=(
+            None if settings.hedge_delay is None else HedgeConfig(delay=settings.hedge_delay)
+        ),
         **options,
     )
 
 
-def _chat_answer(response: httpx.Response) -> LLMResponse:
-    answer = answer_of(response)
-    choice, *_ = as_objects(answer.get("choices")) or [{}]
-    message = as_object(choice.get("message"))
-    route = route_of(response)
-    try:
-        return LLMResponse(
-            text=message.get("content") or "",
-            model=answer.get("model"),
-            usage=answer.get("usage"),
-            finish_reason=choice.get("finish_reason"),
-            message=message,
-            host=route.host,
-            attempts=route.attempts,
-        )
-    except ValidationError as exc:
-        raise InvalidResponseError(f"not a chat answer: {exc}", host=route.host) from exc
+def _response(answer: ChatCompletion) -> LLMResponse:
+    choice, route = answer.choices[0], answer.route
+    return LLMResponse(
+        text=answer.text,
+        model=answer.model,
+        usage=answer.usage,
+        finish_reason=choice.finish_reason,
+        message=choice.message.model_dump(exclude_unset=True),
+        host=route.host if route else None,
+        attempts=len(route.attempts) if route else 1,
+        route=route,
+    )
 
 
-def _vectors(answer: JSONObject, count: int) -> list[list[float]]:
-    items = as_objects(answer.get("data"))
-    by_index = {str(item.get("index")): item.get("embedding") for item in items}
-    if by_index.keys() != {str(index) for index in range(count)}:
-        raise InvalidResponseError(f"asked for {count} vectors, got {sorted(by_index)}")
-    try:
-        matrix = np.asarray([by_index[str(index)] for index in range(count)], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InvalidResponseError("the vectors differ in length, or are none") from None
-    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
-        raise InvalidResponseError("a vector is empty, or holds NaN or infinity")
-    vectors: list[list[float]] = matrix.tolist()
-    return vectors
-
-
-def _usage(answer: JSONObject) -> Usage:
-    try:
-        return Usage.model_validate(as_object(answer.get("usage")))
-    except ValidationError as exc:
-        raise InvalidResponseError(f"the usage is no count of tokens: {exc}") from exc
+def _chunk(piece: ChatCompletionChunk | StreamRestarted, host: str | None) -> LLMChunk:
+    if isinstance(piece, StreamRestarted):
+        return LLMChunk(host=piece.host, restarted=True, discarded=piece.discarded_characters)
+    return LLMChunk(
+        text=piece.text,
+        finish_reason=piece.finish_reason,
+        usage=piece.usage,
+        delta=piece.delta,
+        model=piece.model,
+        host=host,
+    )
 
 
 def _status(hosts: Sequence[dict[str, Any]]) -> str:
@@ -299,4 +312,5 @@ def _state(hosts: Sequence[dict[str, Any]]) -> str:
         CircuitState.OPEN,
         CircuitState.FORCED_OPEN,
     )
-    return next(state.value for state in order if state in states)
+    # Without a host that may be used, nothing passes, as somebody wished.
+    return next((state.value for state in order if state in states), CircuitState.FORCED_OPEN.value)

@@ -9,11 +9,16 @@ from shared.infrastructure._version import __version__
 
 if TYPE_CHECKING:
     from shared.infrastructure.balancing import (
+        AnswerTimeoutConfig,
+        BalanceConfig,
         DistributedLLMClient,
+        FallbackConfig,
         LLMHost,
         LoadBalancingStrategy,
         NoHostAvailableError,
         StreamInterruptedError,
+        balanced_transport,
+        route_of,
     )
     from shared.infrastructure.http import (
         ConnectionPoolConfig,
@@ -101,11 +106,16 @@ __all__ = [
     "TimeoutConfig",
     "UpstreamError",
     # balancing
+    "AnswerTimeoutConfig",
+    "BalanceConfig",
     "DistributedLLMClient",
+    "FallbackConfig",
     "LLMHost",
     "LoadBalancingStrategy",
     "NoHostAvailableError",
     "StreamInterruptedError",
+    "balanced_transport",
+    "route_of",
     # local_embeddings
     "LocalEmbeddingConfig",
     "LocalEmbeddingModel",

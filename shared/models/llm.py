@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from shared.models.route import RouteInfo
+from shared.models.usage import Usage
 
 
 class LLMRequest(BaseModel, frozen=True, extra="forbid"):
@@ -50,18 +53,6 @@ class LLMRequest(BaseModel, frozen=True, extra="forbid"):
         return {**fields, **self.extra}
 
 
-# Hosts write null for a count that does not apply.
-Count = Annotated[int, BeforeValidator(lambda count: count or 0)]
-
-
-class Usage(BaseModel, frozen=True):
-    """Tokens that an answer cost, as the host counted them."""
-
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
-    total_tokens: Count = 0
-
-
 class LLMResponse(BaseModel, frozen=True):
     """A whole answer.
 
@@ -73,6 +64,7 @@ class LLMResponse(BaseModel, frozen=True):
         message: The message as the host sent it, tool calls and reasoning included.
         host: Host that answered.
         attempts: Attempts it took, on all hosts together.
+        route: How the answer came about; None if that is not known.
     """
 
     text: str
@@ -82,6 +74,7 @@ class LLMResponse(BaseModel, frozen=True):
     message: dict[str, Any] = Field(default_factory=dict)
     host: str | None = None
     attempts: int = 1
+    route: RouteInfo | None = Field(default=None, exclude=True, repr=False)
 
 
 class LLMChunk(BaseModel, frozen=True):

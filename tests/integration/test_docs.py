@@ -14,12 +14,15 @@ from services.embedding.caching import EmbeddingCache
 from services.embedding.outcome import Outcome
 from services.embedding.scheduling import Scheduler, SchedulerConfig
 from shared.infrastructure import (
+    AnswerTimeoutConfig,
+    BalanceConfig,
     BulkheadConfig,
     CircuitBreaker,
     CircuitBreakerConfig,
     ConnectionPoolConfig,
     DistributedLLMClient,
     EnhancedHTTPClient,
+    FallbackConfig,
     HealthConfig,
     HealthMonitor,
     LLMHost,
@@ -30,6 +33,7 @@ from shared.infrastructure import (
     RetryConfig,
     TimeoutConfig,
 )
+from shared.infrastructure.balancing.accounting import AnswerCacheConfig, AnswerCacheLayer
 from shared.infrastructure.http import ResponseLimits, TLSConfig
 from shared.infrastructure.local_embeddings import RerankerConfig
 from shared.infrastructure.resilience import (
@@ -65,7 +69,9 @@ CONFIGS: dict[str, list[type[Any]]] = {
     "health.md": [HealthConfig],
     "hedge.md": [HedgeConfig],
     "http-client.md": [TimeoutConfig, ConnectionPoolConfig, ResponseLimits],
-    "llm-client.md": [LLMHost],
+    "llm-client.md": [LLMHost, AnswerTimeoutConfig, BalanceConfig],
+    "llm-failover.md": [FallbackConfig],
+    "llm-limits.md": [AnswerCacheConfig],
     "rate-limiter.md": [RateLimitConfig, AdaptiveRateConfig],
     "reranking.md": [RerankerConfig],
     "retry-budget.md": [RetryBudgetConfig],
@@ -94,7 +100,9 @@ def shown(default: object) -> str:
 def actual(config: type[Any]) -> dict[str, str]:
     if issubclass(config, BaseModel):
         return {
-            name: "required" if field.is_required() else shown(field.default)
+            name: "required"
+            if field.is_required()
+            else shown(field.get_default(call_default_factory=True))
             for name, field in config.model_fields.items()
         }
     missing = dataclasses.MISSING
@@ -132,6 +140,7 @@ def snapshots() -> dict[str, dict[str, Any]]:
         "hedge.md": HedgeLayer(HedgeConfig()).snapshot(),
         "http-client.md": EnhancedHTTPClient("a").get_status(),
         "llm-client.md": pool.get_status(),
+        "llm-limits.md": AnswerCacheLayer(AnswerCacheConfig()).snapshot(),
         "rate-limiter.md": AdaptiveRate().snapshot(),
         "retry-budget.md": RetryBudget().snapshot(),
         "shared-rate-limiter.md": RedisLimiter(

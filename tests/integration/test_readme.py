@@ -20,8 +20,8 @@ def test_an_example_runs(example: str, llama_hosts: list[LlamaHost]) -> None:
     run_example(example)
 
 
-def test_there_are_three_examples() -> None:
-    assert len(EXAMPLES) == 3
+def test_there_are_four_examples() -> None:
+    assert len(EXAMPLES) == 4
 
 
 def test_every_place_in_the_table_exists_and_every_folder_has_its_row() -> None:

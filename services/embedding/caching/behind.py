@@ -136,5 +136,6 @@ class WriteBehind:
                 self.dropped += len(batch)
                 _log.exception("entries of the embedding cache could not be written")
             for key, kept in batch.items():
-                if self._waiting.pop(key, None) is not None:
+                if self._waiting.get(key) is kept:  # and not one put there after a `clear`
+                    del self._waiting[key]
                     self._bytes -= kept.entry.vector.nbytes

@@ -7,6 +7,7 @@ import logging
 
 from services.embedding.cli.flags import add_flags, settings_of
 from services.embedding.cli.output import tell
+from shared.infrastructure.resilience import MissingExtraError
 
 SUMMARY = "serve embeddings over HTTP (the default)"
 DESCRIPTION = (
@@ -24,10 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
     logging.basicConfig(format=_LOG_FORMAT)
-    logging.getLogger("services").setLevel(logging.INFO)
+    for name in ("services", "shared.infrastructure.server"):
+        logging.getLogger(name).setLevel(logging.INFO)
     settings = settings_of(options)
-    from services.embedding.process.server import serve  # noqa: PLC0415 - an extra's libraries
-
+    try:
+        from services.embedding.process.server import serve  # noqa: PLC0415 - an extra's libraries
+    except ImportError as exc:
+        raise MissingExtraError("the embedding process", "embedding") from exc
     if options.json:
         serve(settings, announce=_as_json)
     else:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from services.embedding.process.fields import Fields, wrong
-from services.embedding.process.messages import HTTPError
 from services.embedding.process.openai import usage
 from services.embedding.process.quantize import Dtype, quantized
 from services.embedding.process.query import INPUT_TYPES, Query, read_options
 from services.embedding.process.writing import dumps, json_rows
 from services.embedding.results import Embeddings
+from shared.infrastructure.server import HTTPError
 
 # What is no search is asked for by a prompt of that name, where the model has one.
 INPUT_KINDS = {

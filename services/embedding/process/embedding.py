@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Container, Sequence
 from itertools import compress
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -13,14 +13,15 @@ from services.embedding.backends.protocol import BackendFacts
 from services.embedding.options import CacheUse, Item
 from services.embedding.process.big_json import SLICE
 from services.embedding.process.fields import Fields, too_many_tokens
-from services.embedding.process.messages import JSON, RAW, Header, HTTPError, Reply, Request
 from services.embedding.process.openai import usage
 from services.embedding.process.problems import not_ready
 from services.embedding.process.quantize import quantized
 from services.embedding.process.query import Query, check_dtypes, cut_items
 from services.embedding.process.replies import ReplyCache
+from services.embedding.process.writing import RAW
 from services.embedding.results import Embeddings
 from services.embedding.service import ProductionEmbeddingService
+from shared.infrastructure.server import JSON, Header, HTTPError, Reply, Request
 
 # Headers are no place for thousands of numbers: proxies refuse more than some kilobytes of them.
 _NUMBERS_IN_HEADERS = 256
@@ -46,10 +47,6 @@ class Dialect(Protocol):
 
     async def write(self, query: Query, embeddings: Embeddings, model: str) -> bytes:
         """Return the answer as JSON; `model` is the name the client knows it by."""
-        ...
-
-    def error(self, error: HTTPError) -> dict[str, Any]:
-        """Return the body of an error."""
         ...
 
 

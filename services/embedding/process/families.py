@@ -8,6 +8,7 @@ from typing import Any
 from services.embedding.process.replies import ReplyCache
 from services.embedding.service import ProductionEmbeddingService
 from shared.infrastructure.resilience import MissingExtraError
+from shared.infrastructure.server.metrics import counter, gauge
 
 try:
     from prometheus_client.metrics_core import (
@@ -59,26 +60,11 @@ def families(service: ProductionEmbeddingService, replies: ReplyCache) -> Iterat
     yield from _cache(metrics["cache"]["tiers"], kept)
 
 
-def counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    """Return a counter with one label."""
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
-    return family
-
-
-def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for value, number in values.items():
-        family.add_metric([value], number)
-    return family
-
-
 def _scheduler(scheduler: Json) -> Iterator[Metric]:
     lanes: Mapping[str, Json] = scheduler["lanes"]
     for key, unit in (("tokens", "Tokens"), ("seconds", "Seconds of work")):
         values = {lane: each[f"queued_{key}"] for lane, each in lanes.items()}
-        yield _gauge(f"emb_queue_{key}", f"{unit} that wait for the model", "lane", values)
+        yield gauge(f"emb_queue_{key}", f"{unit} that wait for the model", "lane", values)
     waits = SummaryMetricFamily(
         "emb_queue_wait_seconds", "Time from arrival to the batch", labels=["lane"]
     )
@@ -110,7 +96,7 @@ def _cache(tiers: Mapping[str, Json], kept: Json) -> Iterator[Metric]:
     sizes = {**tiers, "reply": kept}
     for key, text in (("entries", "Entries in a tier"), ("bytes", "Bytes in a tier")):
         known = {tier: each[key] for tier, each in sizes.items() if key in each}
-        yield _gauge(f"emb_cache_{key}", text, "tier", known)
+        yield gauge(f"emb_cache_{key}", text, "tier", known)
     for key, text in (
         ("hits", "Entries found in a tier"),
         ("misses", "Entries looked for and not found in a tier"),

@@ -9,8 +9,8 @@ import orjson
 
 from services.embedding.options import Item
 from services.embedding.process.big_json import SLICE, TooManyValuesError, loads
-from services.embedding.process.messages import HTTPError
 from services.embedding.settings import EmbeddingSettings
+from shared.infrastructure.server import HTTPError
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/embeddings`, and the shape of its errors, which is that of every other route."""
+"""OpenAI's `/v1/embeddings`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from itertools import compress
 from typing import Any
 
 from services.embedding.process.fields import Fields
-from services.embedding.process.messages import HTTPError
 from services.embedding.process.quantize import HAS_SCALE, Dtype, quantized, reach
 from services.embedding.process.query import DTYPES, Query, plain_options, read_options
 from services.embedding.process.writing import base64_rows, dumps, sliced
@@ -67,17 +66,6 @@ class OpenAIDialect:
             rest["reach"] = reach(embeddings.vectors.shape[1])
         data = await sliced(rows, write)
         return b'{"object":"list","data":%b,%b' % (data, dumps(rest)[1:])
-
-    @staticmethod
-    def error(error: HTTPError) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": error.message,
-                "type": error.kind,
-                "param": error.param,
-                "code": error.code,
-            }
-        }
 
 
 def usage(embeddings: Embeddings) -> dict[str, int]:

@@ -10,7 +10,7 @@ from services.embedding.process.schemas import SCHEMAS
 from shared.infrastructure import __version__
 
 if TYPE_CHECKING:
-    from services.embedding.process.routes import Route
+    from shared.infrastructure.server import Route
 
 Json = dict[str, Any]
 

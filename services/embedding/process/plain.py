@@ -13,13 +13,13 @@ from services.embedding.options import CacheUse, EmbedOptions
 from services.embedding.process.big_json import SLICE
 from services.embedding.process.embedding import about, bound_tokens, fingerprint_header
 from services.embedding.process.fields import Fields, wrong
-from services.embedding.process.messages import JSON, Header, Reply, Request, json_reply
 from services.embedding.process.problems import not_ready
 from services.embedding.process.query import CACHE_USES, LANES, Query, read_prompt
 from services.embedding.process.tei import read_truncation
 from services.embedding.process.writing import dumps, token_rows
 from services.embedding.service import ProductionEmbeddingService
 from shared.infrastructure import __version__
+from shared.infrastructure.server import JSON, Header, Reply, Request, json_reply
 
 Json = dict[str, Any]
 

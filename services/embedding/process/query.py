@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from services.embedding.options import CacheUse, EmbedOptions, Item, Lane
 from services.embedding.process.fields import Fields, wrong
-from services.embedding.process.messages import HTTPError
 from services.embedding.process.quantize import HAS_SCALE, Dtype
 from shared.infrastructure.local_embeddings import Truncation
+from shared.infrastructure.server import HTTPError
 
 TRUNCATIONS = {"NONE": Truncation.NONE, "START": Truncation.START, "END": Truncation.END}
 LANES = {lane.value: lane for lane in Lane}

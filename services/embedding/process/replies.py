@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from services.embedding.process.messages import RAW, Reply, Request
+from services.embedding.process.writing import RAW
 from services.embedding.results import Embeddings
 from services.embedding.service import ProductionEmbeddingService
+from shared.infrastructure.server import Reply, Request
 
 _MAX_REQUEST = 4 * 1024
 _MAX_REPLY = 64 * 1024

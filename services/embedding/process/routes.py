@@ -1,66 +1,15 @@
-"""What each path leads to, and what is said of it in the OpenAPI document."""
+"""What each path leads to."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
-
 from services.embedding.process.cohere import CohereDialect
 from services.embedding.process.embedding import EmbeddingHandler
-from services.embedding.process.health import HealthHandlers
-from services.embedding.process.messages import HTTPError, Reply, Request
 from services.embedding.process.openai import OpenAIDialect
 from services.embedding.process.plain import PlainHandlers
 from services.embedding.process.replies import ReplyCache
 from services.embedding.process.tei import TEIDialect
 from services.embedding.service import ProductionEmbeddingService
-
-Handler = Callable[[Request], Awaitable[Reply]]
-ErrorShape = Callable[[HTTPError], dict[str, Any]]
-
-# What may befall any request, and any with a body.
-_ANY = (400, 404, 405, 408, 415, 417, 431, 500)
-_WITH_BODY = (413, 422, 429, 502, 503, 504)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """What a path does.
-
-    Attributes:
-        method: The method it takes; one with a body is POST.
-        handler: Answers.
-        summary: What it is for.
-        response: Name of the schema of its answer; that of a body is the same and `Request`.
-        needs_key: Whether an API key must be given, if there are any.
-        error: Shape of its errors.
-        error_schema: Name of the schema of its errors.
-        items: Name of the field with the items.
-        waits: Whether it answers 503 while the model is not there.
-    """
-
-    method: str
-    handler: Handler
-    summary: str
-    response: str
-    needs_key: bool = True
-    error: ErrorShape = OpenAIDialect.error
-    error_schema: str = "Error"
-    items: str = "input"
-    waits: bool = False
-
-    @property
-    def statuses(self) -> list[int]:
-        """Every status it may answer, in order."""
-        statuses = {200, *_ANY}
-        if self.needs_key:
-            statuses.add(401)
-        if self.waits:
-            statuses.add(503)
-        if self.method == "POST":
-            statuses.update(_WITH_BODY)
-        return sorted(statuses)
+from shared.infrastructure.server import Handler, HealthHandlers, Route, health_routes
 
 
 def routes_of(
@@ -73,7 +22,7 @@ def routes_of(
     return {
         **_embedding_routes(service, names, replies),
         **_plain_routes(PlainHandlers(service, shown)),
-        **_health_routes(health),
+        **health_routes(health, what="embed", loaded="the model is loaded"),
     }
 
 
@@ -129,24 +78,4 @@ def _plain_routes(plain: PlainHandlers) -> dict[str, Route]:
         "/v1/models": Route(
             method="GET", handler=plain.models, summary="Names of the model", response="Models"
         ),
-    }
-
-
-def _health_routes(health: HealthHandlers) -> dict[str, Route]:
-    def get(handler: Handler, summary: str, waits: bool = False) -> Route:
-        return Route(
-            method="GET",
-            handler=handler,
-            summary=summary,
-            response="Status",
-            needs_key=False,
-            waits=waits,
-        )
-
-    return {
-        "/health": get(health.ready, "As /health/ready", waits=True),
-        "/health/ready": get(health.ready, "Whether it can embed now", waits=True),
-        "/health/startup": get(health.startup, "Whether the model is loaded", waits=True),
-        "/health/live": get(health.live, "Whether the process lives"),
-        "/ping": get(health.live, "As /health/live"),
     }

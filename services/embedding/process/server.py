@@ -1,27 +1,14 @@
-"""Run the embedding process: bind, serve, and leave without dropping a request."""
+"""Run the embedding process."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import gc
-import ipaddress
-import logging
-import os
-import signal
-import socket
 import sys
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Callable
 
 from services.embedding.process.app import EmbeddingApp
-from services.embedding.process.listener import BACKLOG, Listener
 from services.embedding.service import ProductionEmbeddingService
-from services.embedding.settings import EmbeddingSettings
-from shared.infrastructure.resilience import ConfigurationError
-
-_log = logging.getLogger(__name__)
-
+from services.embedding.settings import PREFIX, EmbeddingSettings
+from shared.infrastructure import server
 
 Announce = Callable[[str, str], object]
 
@@ -42,160 +29,16 @@ def serve(settings: EmbeddingSettings, *, announce: Announce = _announce) -> Non
         ConfigurationError: The address cannot be listened on, or must not be without API keys.
         ServiceError: The model cannot be loaded.
     """
+    sock = server.bind(
+        server.ServerConfig.of(settings),
+        has_keys=bool(settings.api_keys),
+        variable=f"{PREFIX}API_KEYS",
+    )
 
-    async def run() -> None:
-        server = Server(ProductionEmbeddingService(settings), announce)
-        await server.run(sock)
-        if not server.is_stopped:
-            # A thread that loads a model ends when it has loaded it, and the interpreter waits.
-            sys.stdout.flush()
-            os._exit(0)
+    def app() -> EmbeddingApp:
+        return EmbeddingApp(ProductionEmbeddingService(settings), on_ready=server.freeze)
 
-    with contextlib.closing(bind(settings)) as sock:
-        asyncio.run(run())
+    def tell(url: str) -> None:
+        announce(url, settings.model_name)
 
-
-class Server:
-    """A process: it serves; told to leave it is first not ready, then deaf, then gone.
-
-    Args:
-        service: What embeds; it belongs to the server from now on.
-        announce: Told the URL and the model once there is somebody to listen.
-
-    Attributes:
-        is_stopped: Whether the service was stopped in order, and not given up.
-    """
-
-    def __init__(self, service: ProductionEmbeddingService, announce: Announce = _announce) -> None:
-        self._announce = announce
-        self._service = service
-        self._settings = service.settings
-        self._app = EmbeddingApp(service, on_failure=self._fail, on_ready=_freeze)
-        self._failure: Exception | None = None
-        self._leaving = asyncio.Event()
-        self._hurrying = asyncio.Event()
-        self._forced = asyncio.Event()
-        self.is_stopped = False
-
-    async def run(self, sock: socket.socket) -> None:
-        """Serve on a bound socket until a signal comes.
-
-        SIGTERM serves on for `drain_delay`, while balancers notice that it is not ready. SIGINT
-        skips that, and a second signal skips whatever is waited for.
-
-        Raises:
-            ServiceError: The model cannot be loaded.
-        """
-        listener = Listener(self._app)
-        with self._signals():
-            await self._app.start()
-            await listener.start(sock)
-            self._announce(_url(sock), self._service.model_name)
-            await self._leaving.wait()
-            await self._drain(listener)
-        if self._failure is not None:
-            raise self._failure
-
-    async def _drain(self, listener: Listener) -> None:
-        self._app.draining = True
-        if not self._service.is_started and self._failure is None:
-            # No balancer has sent anything yet, and there is nothing to write down.
-            self._force()
-        if self._settings.drain_delay and not self._hurrying.is_set():
-            _log.info("not ready; serving on for %g s", self._settings.drain_delay)
-            await self._unless(self._hurrying, asyncio.sleep(self._settings.drain_delay))
-        _log.info("finishing requests in flight")
-        listener.close()
-        closed = asyncio.wait_for(listener.closed(), self._settings.drain_timeout)
-        with contextlib.suppress(TimeoutError):
-            await self._unless(self._forced, closed)
-        await listener.abandon()
-        self.is_stopped = await self._unless(self._forced, self._app.stop())
-
-    async def _unless(self, event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-        """Return whether `work` was done before an event, at which it is cancelled."""
-        task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
-        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if task.done():
-            await task
-            return True
-        task.cancel()
-        return False
-
-    def _force(self) -> None:
-        self._hurrying.set()
-        self._forced.set()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Generator[None]:
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        for number in numbers:
-            loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self._leaving.is_set():
-            self._force()
-        elif number == signal.SIGINT:
-            self._hurrying.set()
-        self._leaving.set()
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._hurrying.set()
-        self._leaving.set()
-
-
-def _url(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def bind(settings: EmbeddingSettings) -> socket.socket:
-    """Return a socket that listens on the address of the settings.
-
-    Raises:
-        ConfigurationError: It cannot be listened on, or must not be without API keys.
-    """
-    host, port = settings.host, settings.port
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        if not settings.api_keys and not ipaddress.ip_address(address[0]).is_loopback:
-            raise ConfigurationError(
-                f"{host} can be reached from other machines: set EMBEDDING_API_KEYS to the keys "
-                "that clients must give, or listen on 127.0.0.1"
-            )
-        return _listening(socket.socket(family, kind, protocol), address)
-    except OSError as exc:
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {exc.strerror}; choose another address by --host or "
-            "--port (0 takes a free port)"
-        ) from exc
-
-
-def _listening(sock: socket.socket, address: Any) -> socket.socket:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _freeze() -> None:
-    """Leave what loading made out of later collections.
-
-    Each full one would walk it, and nobody be answered for some tenths of a second.
-    """
-    gc.collect()
-    gc.freeze()
+    server.serve(app, sock, tell)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from services.embedding.process.fields import Fields, wrong
-from services.embedding.process.messages import HTTPError
 from services.embedding.process.query import Query, read_options
 from services.embedding.process.writing import json_rows
 from services.embedding.results import Embeddings
 from shared.infrastructure.local_embeddings import Truncation
+from shared.infrastructure.server import HTTPError
 
 _DIRECTIONS = {
     "left": Truncation.START,

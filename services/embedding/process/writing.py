@@ -10,6 +10,9 @@ from typing import Any
 import orjson
 from numpy.typing import NDArray
 
+RAW = b"application/octet-stream"
+"""Content type of bare vectors."""
+
 # Numbers written before other tasks get a turn; some half a millisecond.
 _NUMBERS_PER_TURN = 16_384
 # Token ids, which are objects each.

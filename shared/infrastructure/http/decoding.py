@@ -69,7 +69,10 @@ class BodyDecoder:
             ResponseTooLargeError: The body has more bytes than it may.
             UndecodableBodyError: It is not in the coding it is said to be in.
         """
-        self.count(len(data))
+        size = len(data)
+        if size > self._left:
+            self.expect(size)
+        self._left -= size
         return (data,)
 
     def finish(self) -> None:
@@ -191,9 +194,9 @@ async def decoded(chunks: AsyncIterable[bytes], decoder: BodyDecoder) -> AsyncIt
         ResponseTooLargeError: The body has more bytes than it may.
         UndecodableBodyError: It is damaged or cut short.
     """
-    work = 0
+    work, feed = 0, decoder.feed
     async for chunk in chunks:
-        for piece in decoder.feed(chunk):
+        for piece in feed(chunk):
             yield piece
             work += len(piece)
             if work >= _TURN:

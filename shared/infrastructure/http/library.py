@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, cast
 
 import httpx
 
@@ -20,8 +20,18 @@ from shared.infrastructure.http.secrecy import PublicURLs
 from shared.infrastructure.http.semantics import WHOLE_BODIES
 from shared.infrastructure.http.tls_failure import tls_reason_of
 from shared.infrastructure.http.wire.errors import StaleConnectionError
+from shared.infrastructure.resilience import (
+    AttemptTimeoutError,
+    CallRefusedError,
+    DeadlineExceededError,
+    ServiceError,
+)
 
-_THEIR_NAMES: dict[type[UpstreamError], str] = {
+THEIR_NAMES: dict[type[ServiceError], str] = {
+    ServiceError: "TransportError",
+    AttemptTimeoutError: "ReadTimeout",
+    DeadlineExceededError: "ReadTimeout",
+    CallRefusedError: "ConnectError",
     UpstreamError: "TransportError",
     errors.ConnectFailedError: "ConnectError",
     errors.TLSFailedError: "ConnectError",
@@ -39,7 +49,7 @@ _THEIR_NAMES: dict[type[UpstreamError], str] = {
     errors.UndecodableBodyError: "DecodingError",
     errors.LocalProtocolViolationError: "LocalProtocolError",
 }
-"""For each error of ours, the class of the library that it is as well."""
+"""For errors of ours, the class of the library that they are as well; other rooms add theirs."""
 
 _OUR_CLASSES: dict[str, type[UpstreamError]] = {
     "TransportError": UpstreamError,
@@ -60,6 +70,10 @@ _OUR_CLASSES: dict[str, type[UpstreamError]] = {
 
 # RFC 9113, section 7.
 _REFUSED_STREAM = 7
+
+_Error = TypeVar("_Error", bound=ServiceError)
+# For classes that are ours and a library's, the one that is ours alone.
+_OWN: dict[type[ServiceError], type[ServiceError]] = {}
 
 
 if TYPE_CHECKING:
@@ -132,7 +146,7 @@ class HTTPLibrary:
             ssl.SSLError,
         )
         self._ours = {getattr(module, name): kind for name, kind in _OUR_CLASSES.items()}
-        self._both: dict[type[UpstreamError], type[UpstreamError]] = {}
+        self._both: dict[type[ServiceError], type[ServiceError]] = {}
         self._streams: dict[type, type[Any]] = {}
 
     def hide_urls(self) -> None:
@@ -157,13 +171,14 @@ class HTTPLibrary:
         response._num_bytes_downloaded = len(content)  # noqa: SLF001
         response.is_closed = response.is_stream_consumed = True
 
-    def error_class(self, kind: type[UpstreamError]) -> type[UpstreamError]:
+    def error_class(self, kind: type[_Error]) -> type[_Error]:
         """Return `kind` as a class that an `except` for the library's own class catches too."""
         if kind not in self._both:
-            name = next(_THEIR_NAMES[base] for base in kind.__mro__ if base in _THEIR_NAMES)
+            name = next(THEIR_NAMES[base] for base in kind.__mro__ if base in THEIR_NAMES)
             bases = (kind, getattr(self._module, name))
-            self._both[kind] = cast("type[UpstreamError]", type(kind.__name__, bases, {}))
-        return self._both[kind]
+            self._both[kind] = both = type(kind.__name__, bases, {})
+            _OWN[both] = kind
+        return cast("type[_Error]", self._both[kind])
 
     def error(
         self, kind: type[UpstreamError], reason: str, request: OutgoingRequest
@@ -177,23 +192,39 @@ class HTTPLibrary:
         cast("Any", error).request = request
         return error
 
+    def adopted(self, exc: ServiceError, request: Any) -> ServiceError:
+        """Return an error as one of this library's, too, about `request` of this library.
+
+        It is `exc` itself if it is one already; else a copy of its own class with all that is known
+        of it, and with `exc` as its cause.
+        """
+        if issubclass(type(exc), self._module.TransportError):
+            return exc
+        both = self.error_class(_OWN.get(type(exc), type(exc)))
+        error: ServiceError = both.__new__(both, *exc.args)
+        error.args = exc.args
+        vars(error).update(vars(exc))  # `__init__` need not take what it says
+        cast("Any", error).request = request
+        error.__cause__ = exc
+        return error
+
     def fail(self, exc: Exception, request: OutgoingRequest) -> NoReturn:
         """Raise the error of ours, and the library's, for one that is only either of them."""
         error = self.translated(exc, request)
         raise error from error.__cause__
 
-    def translated(self, exc: Exception, request: OutgoingRequest) -> UpstreamError:
+    def translated(self, exc: Exception, request: OutgoingRequest) -> ServiceError:
         """Return what `fail` raises; its cause is set."""
         # httpx often leaves the text empty; the class of the cause is then all there is to say.
         reason = str(exc) or type(exc).__name__
-        if not isinstance(exc, UpstreamError):
+        if not isinstance(exc, ServiceError):
             tls = tls_reason_of(exc)
             kind = errors.TLSFailedError if tls else self._kind_of(exc)
             error = self.error(kind, tls or reason, request)
             error.__cause__ = exc
             return error
-        if type(exc) not in _THEIR_NAMES:  # it is both already, or of another room
-            return exc
+        if not isinstance(exc, UpstreamError) or type(exc) not in THEIR_NAMES:
+            return exc  # it is both already, or of another room
         error = self.error(type(exc), reason, request)
         error.__cause__ = exc.__cause__
         return error

@@ -6,7 +6,7 @@ Written once for httpx and httpx2: see `library`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from time import perf_counter
 from typing import Any, ClassVar
@@ -20,15 +20,21 @@ from shared.infrastructure.http.decoding import (
     decoder_for,
 )
 from shared.infrastructure.http.errors import UnprocessedError
-from shared.infrastructure.http.extensions import BUFFERED, CONTENT_ENCODING, PATIENCE
+from shared.infrastructure.http.extensions import (
+    ANSWERS,
+    BUFFERED,
+    CONTENT_ENCODING,
+    ON_PIECE,
+    PATIENCE,
+)
 from shared.infrastructure.http.json_body import check_depth
 from shared.infrastructure.http.layers import ForeignRetriesLayer
 from shared.infrastructure.http.library import HTTPX, HTTPLibrary
 from shared.infrastructure.http.semantics import HTTP
 from shared.infrastructure.http.uncancelled import uncancelled
+from shared.infrastructure.http.watched import Watched
 from shared.infrastructure.http.wire.errors import StaleConnectionError
 from shared.infrastructure.resilience import Layer, RetryLayer, Semantics, Send, Verdict, stack
-from shared.infrastructure.resilience.layer import Settle
 from shared.infrastructure.resilience.timeout import remaining_time
 
 HTTPLayer = Layer[Any, Any]
@@ -112,6 +118,8 @@ class Wire:
         if response.is_closed:  # its body came with it, as from a cache or a mock
             return response
         is_buffered = request.extensions.get(BUFFERED)
+        if is_buffered == ANSWERS and response.status_code >= 400:
+            is_buffered = False
         try:
             decoder = self._decoder(request, response, is_buffered)
         except library.failures as exc:
@@ -121,6 +129,8 @@ class Wire:
             library.hold(response, await self._read(request, response, decoder))
             response.elapsed = timedelta(seconds=perf_counter() - began)
             return response
+        if getattr(response.stream, "is_judged", False):  # below, by those who know it better
+            return response
         verdict = self._semantics.judge(response)
         body = self._watched(response.stream, decoder, request, library, self._semantics, verdict)
         if verdict is Verdict.OK:
@@ -129,9 +139,14 @@ class Wire:
         return response
 
     async def _read(self, request: Any, response: Any, decoder: BodyDecoder) -> bytes:
-        body = response.stream
+        body, pieces = response.stream, list[bytes]()
+        tell = request.extensions.get(ON_PIECE)
         try:
-            content = b"".join([piece async for piece in decoded(body, decoder)])
+            async for piece in decoded(body, decoder):
+                if tell is not None:
+                    tell(piece)
+                pieces.append(piece)
+            content = b"".join(pieces)
             if "json" in response.headers.get("content-type", ""):
                 check_depth(content, self._limits.max_json_depth)
         except self._library.failures as exc:
@@ -150,8 +165,9 @@ class Wire:
         limits = request.extensions.get("timeout", {})
         own = {key: limits.get(key) for key in _TIMEOUTS}
         cut = {key: left if s is None else min(s, left) for key, s in own.items()}
+        patience = request.extensions.get(PATIENCE, own["read"])
         # A copy: its caller may send the request again, when there is more time, or none at all.
-        request = extended(request, {"timeout": cut, PATIENCE: own["read"]})
+        request = extended(request, {"timeout": cut, PATIENCE: patience})
         if self._deadline_header is not None:
             request = amended(request, {self._deadline_header: str(int(left * 1000.0))})
         return request
@@ -176,7 +192,7 @@ class Wire:
         return decoder
 
 
-class WatchedBody:
+class WatchedBody(Watched):
     """A response body that tells whoever asked, once, how the exchange really ended.
 
     Args:
@@ -197,23 +213,13 @@ class WatchedBody:
         semantics: Semantics[Any, Any],
         verdict: Verdict,
     ) -> None:
+        super().__init__(verdict)
         self._inner = inner
         self._pieces = decoded(inner, decoder)
         self._first = b""
         self._request = request
         self._library = library
         self._semantics = semantics
-        self._verdict = verdict
-        self._is_over = False
-        self._loop = asyncio.get_running_loop()
-        self._watchers: list[Settle] = []
-
-    def on_over(self, settle: Settle) -> None:
-        """Call `settle` with the final verdict when the body is over; at once if it is."""
-        if self._is_over:
-            settle(self._verdict)
-        else:
-            self._watchers.append(settle)
 
     async def begin(self) -> None:
         """Wait for the first byte, so that what goes wrong until then is the attempt's failure."""
@@ -258,23 +264,6 @@ class WatchedBody:
         finally:
             # A reader who stops early has had all it wanted.
             self._end(self._verdict)
-
-    def __del__(self) -> None:
-        # Whoever drops it unread gives back what is held for it all the same.
-        if not self._is_over and self._watchers and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_settle, self._watchers, Verdict.VOID)
-
-    def _end(self, verdict: Verdict) -> None:
-        if self._is_over:
-            return
-        self._is_over, self._verdict = True, verdict
-        watchers, self._watchers = self._watchers, []
-        _settle(watchers, verdict)
-
-
-def _settle(watchers: Sequence[Settle], verdict: Verdict) -> None:
-    for settle in watchers:
-        settle(verdict)
 
 
 class LayeredTransport:

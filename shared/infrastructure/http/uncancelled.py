@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
-from shared.infrastructure.http.extensions import BUFFERED
+from shared.infrastructure.http.extensions import BUFFERED, ON_PIECE
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class UncancelledTransport(httpx.AsyncBaseTransport):
         self._steps = Steps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.extensions.get(BUFFERED):
+        if request.extensions.get(BUFFERED) is True:
             # One step, and not one for each piece of the body: every step is a task.
             return await self._steps.run(self._whole(request), httpx.Response.aclose)
         response = await self._steps.run(self._exchange(request), httpx.Response.aclose)
@@ -99,10 +99,13 @@ class UncancelledTransport(httpx.AsyncBaseTransport):
     async def _whole(self, request: httpx.Request) -> httpx.Response:
         response = await self.inner.handle_async_request(request)
         body, chunks, size = _body_of(response), list[bytes](), 0
+        tell = request.extensions.get(ON_PIECE)
         try:
             async for chunk in body:
                 chunks.append(chunk)
                 size += len(chunk)
+                if tell is not None:
+                    tell(chunk)
                 if size > self._max_buffered or self._steps.is_abandoned():
                     break
         finally:

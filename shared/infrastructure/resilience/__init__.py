@@ -71,7 +71,8 @@ from shared.infrastructure.resilience.health_monitor import (
     HealthMonitor,
     HealthStatus,
 )
-from shared.infrastructure.resilience.hedge import HedgeConfig, HedgeLayer
+from shared.infrastructure.resilience.hedge import HedgeLayer
+from shared.infrastructure.resilience.hedge_policy import HedgeConfig
 from shared.infrastructure.resilience.keyed import Keyed, KeyedLayer
 from shared.infrastructure.resilience.layer import (
     PLAIN_CALL,

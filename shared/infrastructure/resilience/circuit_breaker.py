@@ -165,12 +165,17 @@ class CircuitBreaker:
         """Whether every call would be refused now, without the price of an exception."""
         return self.state in {CircuitState.OPEN, CircuitState.FORCED_OPEN}
 
-    def check(self) -> None:
-        """Raise `CircuitOpenError` if no call may pass; take nothing."""
+    def admits(self) -> bool:
+        """Say whether a call would get a permit now, but for chance while it ramps up."""
         if self.shared_permit is None:
             self._advance(self.clock.now())
-            if not self._lets_through() and not self._has_room():
-                self._refuse()
+            return self._lets_through() or self._has_room()
+        return True
+
+    def check(self) -> None:
+        """Raise `CircuitOpenError` if no call may pass; take nothing."""
+        if not self.admits():
+            self._refuse()
 
     def admit(self) -> Permit:
         """Return a permit that must be settled once, or raise `CircuitOpenError`."""
@@ -219,6 +224,11 @@ class CircuitBreaker:
             self._open(min(instant, latest), reason)
         elif self._state is CircuitState.OPEN:
             self._open_until = max(self._open_until, min(instant, latest))
+
+    def invite_probe(self) -> None:
+        """End the open time now, for there is reason to believe that the service is back."""
+        if self._state is CircuitState.OPEN:
+            self._open_until = self.clock.now()
 
     def force_open(self) -> None:
         """Refuse every call until `reset`."""

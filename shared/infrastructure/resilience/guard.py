@@ -73,29 +73,36 @@ class EndpointGuard:
         self.bulkhead = (
             bulkhead.build(clock=clock, name=name, listeners=listeners) if bulkhead else None
         )
-        self.layers: list[Layer[Any, Any]] = []
-        # Cheap refusals first, then the queues, and only then what a queue must not hold.
-        if self.breaker:
-            self.layers.append(CircuitGate(self.breaker))
+        self._lines: list[Layer[Any, Any]] = []
         if self.limiter and rate_limit:
-            self.layers.append(
+            self._lines.append(
                 RateLimitLayer(
                     self.limiter, rate_limit.max_wait, name=name, clock=clock, listeners=listeners
                 )
             )
         if self.bulkhead:
-            self.layers.append(self.bulkhead.layer())
-        if self.breaker:
-            self.layers.append(CircuitBreakerLayer(self.breaker))
-        self.layers.append(HealthLayer(health, clock=clock))
+            self._lines.append(self.bulkhead.layer())
+        self._innermost: list[Layer[Any, Any]] = [HealthLayer(health, clock=clock)]
         if attempt_timeout is not None:
-            self.layers.append(
+            self._innermost.append(
                 AdaptiveTimeoutLayer(attempt_timeout, name=name, clock=clock, listeners=listeners)
                 if isinstance(attempt_timeout, AdaptiveTimeoutConfig)
                 else AttemptTimeoutLayer(
                     attempt_timeout, name=name, clock=clock, listeners=listeners
                 )
             )
+        self.layers = self.layers_over(self.breaker)
+
+    def layers_over(self, breaker: CircuitBreaker | None) -> list[Layer[Any, Any]]:
+        """Return the layers with another breaker, such as that of one model, in place of its own.
+
+        None is no breaker. All else is shared.
+        """
+        if breaker is None:
+            return [*self._lines, *self._innermost]
+        # Cheap refusals first, then the queues, and only then what a queue must not hold.
+        gate, count = CircuitGate(breaker), CircuitBreakerLayer(breaker)
+        return [gate, *self._lines, count, *self._innermost]
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state of every part; a part that is switched off is `{"enabled": False}`."""

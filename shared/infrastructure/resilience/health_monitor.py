@@ -334,7 +334,7 @@ class HealthLayer:
         began = self._now()
         try:
             response = await inner.send(request)
-        except Exception as exc:
+        except BaseException as exc:  # a cancellation too may tell of silence
             if inner.semantics.judge(exc) is _FAILED:
                 self._monitor.record(False, self._now() - began, type(exc).__name__)
             raise

@@ -9,147 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any, Generic
-
-from pydantic import BaseModel, Field
 
 from shared.infrastructure.resilience.clock import MONOTONIC, Clock, TimerHandle
 from shared.infrastructure.resilience.errors import AttemptTimeoutError, CallRefusedError
 from shared.infrastructure.resilience.events import (
     NO_LISTENERS,
     AttemptEnded,
-    BudgetSpent,
     HedgeSent,
     HedgeSettled,
-    HedgeSkipped,
     Listeners,
 )
-from shared.infrastructure.resilience.histogram import RotatingHistogram
+from shared.infrastructure.resilience.hedge_policy import HedgeConfig, HedgePolicy
 from shared.infrastructure.resilience.layer import Inner, Position, Req, Res, Semantics, Verdict
 from shared.infrastructure.resilience.retry_budget import RetryBudget
 
 _log = logging.getLogger(__name__)
 
 
-class HedgeConfig(BaseModel, frozen=True, extra="forbid"):
-    """When a request is sent again although the first may still be answered.
+OVERTAKEN = "overtaken: a hedge sent later had its answer first"
+"""Message of the `CancelledError` of a leg that was still silent when a later one had its answer:
+unlike a plain one, it lets a `Semantics` that knows hosts hold that silence against the host."""
 
-    Attributes:
-        delay: Seconds without an answer after which a hedge is sent, and again before each
-            further one; at least 0. None (default) follows `percentile` of the latest latencies.
-        max_hedges: Requests after the first; 1; at least 1.
-        percentile: Share of calls that answer before a hedge would go; 0.95; between 0 and 1.
-        min_samples: Latencies to be seen before the percentile is trusted; 20; at least 1. Until
-            then nothing is hedged.
-        window: Seconds a latency counts for, at most; at least half of them; 60; above 0.
-        busy_pause: Seconds without hedges after an answer that asks for patience (HTTP 429) and
-            does not say for how long; 1; at least 0.
-    """
-
-    delay: float | None = Field(default=None, ge=0)
-    max_hedges: int = Field(default=1, ge=1)
-    percentile: float = Field(default=0.95, gt=0, lt=1)
-    min_samples: int = Field(default=20, ge=1)
-    window: float = Field(default=60.0, gt=0)
-    busy_pause: float = Field(default=1.0, ge=0)
-
-    def describe(self) -> str:
-        """Say the main numbers in a few words."""
-        hedges = f"{self.max_hedges} hedge{'s' if self.max_hedges > 1 else ''}"
-        late = f"p{self.percentile * 100:g}" if self.delay is None else f"{self.delay:g} s"
-        return f"{hedges} after {late}"
-
-
-class HedgePolicy:
-    """Decide when a call is late and whether a hedge may go.
-
-    Args:
-        config: Delay and number of hedges.
-        name: Service, used in events.
-        budget: Pays for hedges, and for the retries of all who call the same origin; None is
-            unlimited.
-        clock: Source of monotonic time.
-        listeners: Told of hedges that are paid for or skipped.
-
-    Attributes:
-        config: As given.
-        name: As given.
-        listeners: As given.
-    """
-
-    def __init__(
-        self,
-        config: HedgeConfig,
-        *,
-        name: str = "service",
-        budget: RetryBudget | None = None,
-        clock: Clock = MONOTONIC,
-        listeners: Listeners = NO_LISTENERS,
-    ) -> None:
-        self.config = config
-        self.name = name
-        self.listeners = listeners
-        self._budget = budget
-        self._clock = clock
-        self._latencies = RotatingHistogram(config.window, clock=clock)
-        self._paused_until = -math.inf
-        self._hedged = self._won = self._skipped = 0
-
-    def delay(self) -> float | None:
-        """Return the seconds after which an answer is late, None as long as that is unknown."""
-        if self.config.delay is not None:
-            return self.config.delay
-        return self._latencies.percentile(self.config.percentile, self.config.min_samples)
-
-    def try_hedge(self) -> bool:
-        """Count and pay for one hedge, unless the service is busy or the budget is spent."""
-        if self._clock.now() < self._paused_until:
-            self._skipped += 1
-            self.listeners(HedgeSkipped(self.name, "busy"))
-            return False
-        if self._budget is not None and not self._budget.try_acquire():
-            self._skipped += 1
-            self.listeners(HedgeSkipped(self.name, "budget"))
-            return False
-        if self._budget is not None:
-            self.listeners(BudgetSpent(self.name, self._budget.cost(), self._budget.tokens))
-        self._hedged += 1
-        return True
-
-    def refused(self) -> None:
-        """Take back a hedge that was never sent."""
-        self._hedged -= 1
-        if self._budget is not None:
-            self._budget.refund()
-
-    def hold_off(self, seconds: float | None = None) -> None:
-        """Send no hedge for `seconds`, as the service asked; None is `busy_pause`."""
-        pause = self.config.busy_pause if seconds is None else seconds
-        self._paused_until = max(self._paused_until, self._clock.now() + pause)
-
-    def succeed(self, elapsed: float, *, hedge_won: bool) -> None:
-        """Note a good answer, `elapsed` seconds after the first request.
-
-        If a hedge won, that is less than what the first would have taken, and yet a fair sample:
-        both lie above the delay, so the percentile the delay follows is the same.
-        """
-        self._latencies.record(elapsed)
-        self._won += hedge_won
-        if self._budget is not None:
-            self._budget.succeed()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the delay in force and the counters as plain JSON types."""
-        return {
-            "delay": self.delay(),
-            "hedged_count": self._hedged,
-            "won_count": self._won,
-            "skipped_count": self._skipped,
-        }
-
+UNSENT = "unsent"
+"""Attribute of the `CancelledError` of a leg that was still waiting for its turn to be sent."""
 
 # What a request's fate is when it is late: sent, and nobody knows what became of it.
 _NO_ANSWER_YET = AttemptTimeoutError("no answer yet")
@@ -164,17 +49,21 @@ class HedgeLayer:
 
     A failure before the delay is passed on, a failed leg waits for those still under way, and no
     leg is added once one has failed: to try again after a failure is Retry's job. If all legs
-    fail, the first failure is the outcome. A hedge that we refused ourselves does not count. Legs
-    that lost are cancelled; what they answer nevertheless is discarded. Requests that must not be
-    sent twice are sent once. After an answer that asks for patience (HTTP 429) no hedge is sent for
-    as long as it asks. A service that refuses a duplicate of a request in progress, as with a 409,
-    should not be hedged.
+    fail, the first failure is the outcome. A hedge that was never sent, as we refused it ourselves
+    or had the answer before, neither counts nor costs. Legs that lost are cancelled; what they
+    answer nevertheless is discarded. Requests that must not be sent twice, or not as often, are
+    not. After an answer that asks for patience (HTTP 429) no hedge is sent for
+    as long as it asks, unless `may_hedge` knows better. A service that refuses a duplicate of a
+    request in progress, as with a 409, should not be hedged.
 
     Args:
         config: Delay and number of hedges.
         name: Service, used in events.
         budget: Pays for hedges, and for the retries of all who call the same origin; None
             (default) is unlimited.
+        pays_in: Whether good answers pay into the budget; False below a layer that pays in itself.
+        may_hedge: Says whether there is room for a hedge of a request now; None (default) is
+            whenever the service has not asked for patience.
         clock: Source of monotonic time.
         listeners: Told of every hedge: sent, skipped, won or lost.
     """
@@ -185,11 +74,19 @@ class HedgeLayer:
         *,
         name: str = "service",
         budget: RetryBudget | None = None,
+        pays_in: bool = True,
+        may_hedge: Callable[[Any], bool] | None = None,
         clock: Clock = MONOTONIC,
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self._policy = HedgePolicy(
-            config, name=name, budget=budget, clock=clock, listeners=listeners
+            config,
+            name=name,
+            budget=budget,
+            pays_in=pays_in,
+            may_hedge=may_hedge,
+            clock=clock,
+            listeners=listeners,
         )
         self._budget = budget
         self._clock = clock
@@ -281,7 +178,10 @@ class _Race(Generic[Req, Res]):
         self._timer = clock.call_later(delay, lambda: context.run(self._hedge, delay, clock))
 
     def _hedge(self, delay: float, clock: Clock) -> None:
-        if not self._policy.try_hedge():
+        # Asked again: a further attempt may be one too many by now.
+        if not self._inner.semantics.repeatable(self._request, _NO_ANSWER_YET):
+            return
+        if not self._policy.try_hedge(self._request):
             return
         self._policy.listeners(HedgeSent(self._policy.name, self._sent + 1, delay))
         if self._sent < self._policy.config.max_hedges:
@@ -292,7 +192,13 @@ class _Race(Generic[Req, Res]):
         number = self._sent
         self._sent += 1
         self._under_way += 1
-        self._legs[number] = self._spawn(self._leg(number))
+        self._legs[number] = task = self._spawn(self._leg(number))
+        if number:
+            task.add_done_callback(self._hedged)
+
+    def _hedged(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before it began
+            self._policy.take_back()
 
     async def _leg(self, number: int) -> None:
         outcome: Res | BaseException
@@ -314,19 +220,20 @@ class _Race(Generic[Req, Res]):
     def _offer(self, outcome: Res | BaseException, number: int) -> Res | BaseException:
         """Take `outcome` if it is the best so far; return the one that nobody wants."""
         verdict = _heed(outcome, self._inner.semantics, self._policy)
+        is_unsent = number > 0 and _is_unsent(outcome)
+        if is_unsent:
+            self._policy.take_back()
         if self._over.is_set():
             return outcome
         self._tell_of_leg(outcome, verdict, number)
         self._call_off_hedges()
         good = verdict is Verdict.OK
-        if number and isinstance(outcome, CallRefusedError):
-            self._policy.refused()
-        elif good or self._best is _NO_ANSWER_YET:
+        if not is_unsent and (good or self._best is _NO_ANSWER_YET):
             outcome, self._best, self._best_number = self._best, outcome, number
         if good or not self._under_way:
             self.hedge_won = good and number > 0
             self._tell_of_end()
-            self._end()
+            self._end(number if good else 0)
         return outcome
 
     def _tell_of_leg(self, outcome: Res | BaseException, verdict: Verdict, number: int) -> None:
@@ -343,11 +250,17 @@ class _Race(Generic[Req, Res]):
         if self._timer is not None:
             self._timer.cancel()
 
-    def _end(self) -> None:
+    def _end(self, winner: int = 0) -> None:
+        """End the race; legs that were sent before its winner learn that they were overtaken."""
         self._over.set()
         self._call_off_hedges()
-        for leg in self._legs.values():
-            leg.cancel()
+        for number, leg in self._legs.items():
+            leg.cancel(OVERTAKEN if number < winner else None)
+
+
+def _is_unsent(outcome: object) -> bool:
+    is_cancelled = isinstance(outcome, asyncio.CancelledError)
+    return isinstance(outcome, CallRefusedError) or (is_cancelled and UNSENT in vars(outcome))
 
 
 async def _discard(outcome: Res | BaseException, semantics: Semantics[Any, Res]) -> None:

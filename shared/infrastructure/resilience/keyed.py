@@ -67,6 +67,10 @@ class Keyed(Generic[T_co]):
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values
 
+    def entries(self) -> dict[Hashable, T_co]:
+        """Return the values by key, the least recent first."""
+        return dict(self._values)
+
     def snapshot(self) -> dict[Hashable, Any]:
         """Return the snapshot of every value that has one, by key, least recent first."""
         return {

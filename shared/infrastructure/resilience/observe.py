@@ -46,7 +46,7 @@ class CallStats:
         else:
             self.errors += 1
             if failure:
-                self._failures[failure] += 1
+                self._failures[str(failure)] += 1  # one of an enum is no plain key
         self._total_time += elapsed
         self._latest.append(elapsed)
 

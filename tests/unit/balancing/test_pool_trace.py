@@ -64,7 +64,8 @@ async def test_when_all_hosts_are_down_the_budget_bounds_what_retries_add() -> N
     budget = RetryBudget(RetryBudgetConfig(capacity=30, min_retries_per_second=0))
     mocks = Mocks(a=503, b=503)
     # Not started, so that no health checks are among the calls.
-    pool = mocks.pool(retry_budget=budget, circuit_breaker_config=None)
+    config = RetryConfig(base_delay=0.0)
+    pool = mocks.pool(retry_budget=budget, circuit_breaker_config=None, retry_config=config)
     answers = await asyncio.gather(*(pool.post(CHAT, json=BODY) for _ in range(50)))
     await pool.stop()
     assert len(mocks.calls) == 53

@@ -10,7 +10,7 @@ from process_service import ScriptedService
 
 from services.embedding import EmbeddingSettings, ProductionEmbeddingService
 from services.embedding.process import EmbeddingApp
-from services.embedding.process.listener import Listener
+from shared.infrastructure.server.listener import Listener
 
 BODY = b'{"input": "a"}'
 POST = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 14\r\n\r\n" + BODY
@@ -23,7 +23,8 @@ class Site:
     def __init__(self, settings: EmbeddingSettings, keep_alive: float) -> None:
         self.service = ScriptedService(settings)
         self.app = EmbeddingApp(cast("ProductionEmbeddingService", self.service))
-        self.listener = Listener(self.app, keep_alive=keep_alive)
+        self.app.config = self.app.config.model_copy(update={"keep_alive": keep_alive})
+        self.listener = Listener(self.app)
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.sock.bind(("127.0.0.1", 0))
         self.address = self.sock.getsockname()

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from services.embedding.cli.flags import add_flags, flag, flagged, name_flags, secrets, settings_of
+from services.embedding.cli.flags import FLAGS, add_flags, flag, flagged, name_flags, settings_of
 from services.embedding.settings import EmbeddingSettings
 from shared.infrastructure.local_embeddings import ModelBackend
 from shared.infrastructure.resilience import ConfigurationError
@@ -18,9 +18,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def test_every_setting_has_a_flag_but_the_secrets() -> None:
-    assert secrets() == {"api_keys", "remote_api_key", "cache_redis_url"}
-    assert flagged() | secrets() == set(EmbeddingSettings.model_fields)
-    assert not flagged() & secrets()
+    assert FLAGS.secrets == {"api_keys", "remote_api_key", "cache_redis_url"}
+    assert flagged() | FLAGS.secrets == set(EmbeddingSettings.model_fields)
+    assert not flagged() & FLAGS.secrets
 
 
 def test_every_flag_says_what_it_does_in_the_words_of_the_settings(

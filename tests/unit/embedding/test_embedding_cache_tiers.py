@@ -253,6 +253,23 @@ async def test_a_key_that_waits_takes_room_once() -> None:
     assert len(sink.batches) == 2
 
 
+async def test_what_is_put_after_clearing_is_written_though_a_write_is_under_way() -> None:
+    batches: list[dict[bytes, Kept]] = []
+
+    async def write(entries: Mapping[bytes, Kept]) -> None:
+        batches.append(dict(entries))
+        if len(batches) == 1:
+            behind.clear()
+            behind.put(key_of(0), second)
+
+    first, second = Kept(entry_of(0)), Kept(entry_of(0))
+    behind = WriteBehind(write)
+    behind.put(key_of(0), first)
+    await behind.flush()
+    assert [batch[key_of(0)] is second for batch in batches] == [False, True]
+    assert len(behind) == 0
+
+
 async def test_a_write_that_fails_stops_none_after_it(caplog: pytest.LogCaptureFixture) -> None:
     written: list[bytes] = []
 

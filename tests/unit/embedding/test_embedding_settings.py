@@ -66,7 +66,8 @@ def test_a_missing_server_library_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "orjson", None)
-    for name in [name for name in sys.modules if name.startswith("services.embedding.process")]:
+    rooms = ("services.embedding.process", "shared.infrastructure.server")
+    for name in [name for name in sys.modules if name.startswith(rooms)]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["--port", "0"]) == 2
     assert "pip install 'morgan-sdk[embedding]'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from services.embedding import (
 )
 from services.embedding.process import EmbeddingApp
 from services.embedding.process.embedding import ranges
-from services.embedding.process.messages import Request
+from shared.infrastructure.server.messages import Request
 
 
 async def turns(count: int = 20) -> None:

@@ -8,15 +8,16 @@ from process_service import ScriptedService
 from process_wire import POST, Wire, until
 
 from services.embedding import EmbeddingSettings, ProductionEmbeddingService
-from services.embedding.process.server import Server, bind
+from services.embedding.process import EmbeddingApp
+from shared.infrastructure.server import Server, bind
 
 
 @pytest.mark.parametrize("stuck", ["request", "load", "stop"])
 async def test_a_second_signal_skips_whatever_is_waited_for(stuck: str) -> None:
     settings = EmbeddingSettings(drain_delay=0, drain_timeout=1000, port=0)
     service = ScriptedService(settings)
-    server = Server(cast("ProductionEmbeddingService", service), lambda *_: None)
-    sock = bind(settings)
+    server = Server(EmbeddingApp(cast("ProductionEmbeddingService", service)), lambda _: None)
+    sock = bind(server._app.config, has_keys=False, variable="KEYS")
     if stuck == "load":
         service.is_started = service.is_ready = False
         service.open.clear()
@@ -56,8 +57,8 @@ async def test_a_second_signal_skips_whatever_is_waited_for(stuck: str) -> None:
 async def test_a_server_that_is_told_to_leave_once_stops_in_order() -> None:
     settings = EmbeddingSettings(drain_delay=0, port=0)
     service = ScriptedService(settings)
-    server = Server(cast("ProductionEmbeddingService", service), lambda *_: None)
-    sock = bind(settings)
+    server = Server(EmbeddingApp(cast("ProductionEmbeddingService", service)), lambda _: None)
+    sock = bind(server._app.config, has_keys=False, variable="KEYS")
     running = asyncio.create_task(server.run(sock))
     await asyncio.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)

@@ -10,9 +10,9 @@ import process_service
 import pytest
 from process_wire import BODY, LIVE, POST, Site, site, until, wire
 
-from services.embedding.process.connection import Connection
-from services.embedding.process.listener import Listener
-from services.embedding.process.messages import Reply
+from shared.infrastructure.server.connection import Connection
+from shared.infrastructure.server.listener import Listener
+from shared.infrastructure.server.messages import Reply
 
 ROWS = 2048
 HEAD = POST.removesuffix(BODY)
@@ -113,7 +113,7 @@ async def test_a_connection_whose_answer_cannot_be_made_is_closed() -> None:
     async with wire() as (running, client):
 
         async def answer(request: Any) -> Reply:
-            return Reply(b"", 999)
+            return Reply(b"", 1000)
 
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         running.app.answer = answer  # type: ignore[method-assign]

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from process_wire import BODY, LIVE, POST
 
-from services.embedding import EmbeddingSettings
-from services.embedding.process.messages import HTTPError, Reply, Request, json_reply
-from services.embedding.process.reader import BodyCount, RequestReader
+from shared.infrastructure.server.config import ServerConfig
+from shared.infrastructure.server.messages import HTTPError, Reply, Request, json_reply
+from shared.infrastructure.server.reader import BodyCount, RequestReader
 
 CHUNKED = POST.removesuffix(BODY).replace(b"Content-Length: 14", b"Transfer-Encoding: chunked")
 UPGRADE = b"Host: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA"
@@ -17,7 +17,7 @@ class Doorkeeper:
     """Lets everybody in but those who have nothing to look for, and counts refusals."""
 
     def __init__(self) -> None:
-        self.settings = EmbeddingSettings()
+        self.config = ServerConfig()
         self.refusals: list[int] = []
 
     def refuse(self, request: Request) -> Reply | None:

@@ -15,9 +15,10 @@ from shared.infrastructure.balancing import (
     StreamInterruptedError,
     UpstreamStatusError,
 )
+from shared.infrastructure.resilience import DeadlineExceededError, RateLimitExceededError
 from shared.infrastructure.testing import FakeClock
 from shared.models import LLMRequest
-from tests.scripted_host import ScriptedHost, Step, answer, chat, chat_stream
+from tests.scripted_host import ScriptedHost, Step, answer, chat, chat_stream, completion
 
 ASK = LLMRequest(prompt="Say hello.")
 HOSTS = [LLMHost("a", "http://a"), LLMHost("b", "http://b")]
@@ -110,7 +111,6 @@ async def test_vectors_that_are_none_are_a_typed_error(reply: httpx.Response) ->
     "body",
     [
         {"choices": [{"message": {"content": 7}}]},
-        {"choices": [{"message": {"content": "x"}}], "usage": {"total_tokens": "many"}},
         {"choices": []},
     ],
 )
@@ -118,6 +118,13 @@ async def test_an_answer_of_the_wrong_shape_is_a_typed_error(body: Any) -> None:
     async with service(lambda _: httpx.Response(200, json=body)) as llm:
         with pytest.raises(InvalidResponseError):
             await llm.generate(ASK)
+
+
+async def test_a_count_of_tokens_that_is_none_costs_no_answer() -> None:
+    body = {"choices": [{"message": {"content": "x"}}], "usage": {"total_tokens": "many"}}
+    async with service(lambda _: httpx.Response(200, json=body)) as llm:
+        assert (await llm.generate(ASK)).text == "x"
+        assert llm.get_metrics()["total_tokens_used"] == 0
 
 
 async def test_an_error_status_is_a_typed_error_with_what_the_host_said() -> None:
@@ -169,7 +176,7 @@ async def test_the_rate_is_that_of_the_service_whatever_the_hosts() -> None:
 )
 async def test_health_is_that_of_the_hosts(down: str, status: str, circuit: str) -> None:
     def reply(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(503 if request.url.host in down else 200, json={"choices": [{}]})
+        return httpx.Response(503 if request.url.host in down else 200, json=completion("x"))
 
     async with service(reply, failure_threshold=1) as llm:
         for _ in range(2):
@@ -179,6 +186,55 @@ async def test_health_is_that_of_the_hosts(down: str, status: str, circuit: str)
     assert health["status"] == status
     assert health["circuit_breaker"]["state"] == circuit
     assert health["metrics"]["hosts"].keys() == {"a", "b"}
+
+
+async def test_health_can_be_asked_for_when_every_host_is_out() -> None:
+    async with service(lambda _: httpx.Response(200)) as llm:
+        for name in "ab":
+            llm.client.disable_host(name)
+        health = await llm.health_check()
+    assert health["status"] == "unhealthy"
+    assert health["circuit_breaker"]["state"] == "forced_open"
+
+
+async def test_the_wait_for_the_rate_is_part_of_the_time_for_a_call() -> None:
+    clock = FakeClock()
+
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await clock.sleep(100.0)
+        return httpx.Response(200)
+
+    limits: dict[str, Any] = {"requests_per_second": 0.5, "burst_size": 1, "total_timeout": 3.0}
+    async with service(slow, clock=clock, **limits) as llm:  # type: ignore[arg-type]
+        calls = [
+            asyncio.create_task(call)
+            for call in (llm.embed("x"), llm.generate(ASK), llm.generate(ASK))
+        ]
+        await clock.advance(0.0)
+        assert isinstance(calls[2].exception(), RateLimitExceededError)
+        await clock.advance(2.9)
+        assert not calls[1].done()
+        # A second is left of the three after the wait of two.
+        await clock.advance(0.2)
+        assert [isinstance(call.exception(), DeadlineExceededError) for call in calls[:2]] == [
+            True,
+            True,
+        ]
+
+
+async def test_the_wait_of_a_stream_is_part_of_its_time() -> None:
+    clock = FakeClock()
+
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await clock.sleep(100.0)
+        return httpx.Response(200)
+
+    limits: dict[str, Any] = {"requests_per_second": 0.5, "burst_size": 1, "total_timeout": 3.0}
+    async with service(slow, clock=clock, **limits) as llm:  # type: ignore[arg-type]
+        calls = [asyncio.create_task(anext(llm.stream(ASK))) for _ in range(2)]
+        await clock.advance(3.1)
+        errors = [call.exception() for call in calls]
+    assert [isinstance(error, DeadlineExceededError) for error in errors] == [True, True]
 
 
 async def test_a_fault_of_one_host_is_none_of_the_service() -> None:

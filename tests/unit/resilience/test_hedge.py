@@ -8,12 +8,13 @@ import pytest
 from shared.infrastructure.resilience import (
     AttemptTimeoutError,
     CircuitOpenError,
+    HedgeConfig,
+    HedgeLayer,
     Verdict,
     deadline,
     remaining_time,
     stack,
 )
-from shared.infrastructure.resilience.hedge import HedgeConfig, HedgeLayer
 from shared.infrastructure.resilience.histogram import RotatingHistogram
 from shared.infrastructure.resilience.layer import PlainCall
 from shared.infrastructure.resilience.retry_budget import RetryBudget, RetryBudgetConfig

@@ -17,7 +17,7 @@ from shared.infrastructure.resilience import (
     stack,
 )
 from shared.infrastructure.resilience.events import HedgeSkipped
-from shared.infrastructure.resilience.hedge import HedgePolicy
+from shared.infrastructure.resilience.hedge_policy import HedgePolicy
 from shared.infrastructure.resilience.layer import PlainCall
 from shared.infrastructure.testing import FakeClock, ScriptedSend
 
@@ -28,10 +28,10 @@ def test_a_hedge_that_may_not_go_is_counted_and_told_with_its_reason() -> None:
     policy = HedgePolicy(
         HedgeConfig(delay=1.0), budget=budget, clock=clock, listeners=Listeners([told.append])
     )
-    assert policy.try_hedge()
-    assert not policy.try_hedge()
+    assert policy.try_hedge("x")
+    assert not policy.try_hedge("x")
     policy.hold_off(5.0)
-    assert not policy.try_hedge()
+    assert not policy.try_hedge("x")
     snapshot = policy.snapshot()
     assert (snapshot["hedged_count"], snapshot["skipped_count"]) == (1, 2)
     assert [event for event in told if isinstance(event, HedgeSkipped)] == [
@@ -45,9 +45,9 @@ def test_to_hold_off_ends_at_its_very_end() -> None:
     policy = HedgePolicy(HedgeConfig(delay=1.0), clock=clock)
     policy.hold_off()
     clock.stall(0.5)
-    assert not policy.try_hedge()
+    assert not policy.try_hedge("x")
     clock.stall(0.5)
-    assert policy.try_hedge()
+    assert policy.try_hedge("x")
 
 
 async def test_a_call_that_is_not_hedged_passes_on_its_answer_or_error_and_wins_nothing() -> None:
