@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from shared.infrastructure.balancing.answers import AnswerGuard, CheckedStream
+from shared.infrastructure.balancing.answers import TYPED, AnswerGuard, CheckedStream
 from shared.infrastructure.balancing.answers.exchange import STREAM
 from shared.infrastructure.balancing.call import ATTEMPT, CALL, Attempt, Call, Hold
 from shared.infrastructure.balancing.config import AnswerTimeoutConfig
@@ -127,7 +127,7 @@ class Answering(httpx.AsyncBaseTransport):
 
     async def texts(self, **options: Any) -> list[str]:
         """Return the contents of the chunks of the answer."""
-        response = await self.send(**options)
+        response = await self.send(**{TYPED: True, **options})
         return [text_of(event.data) async for event in stream_of(response).events()]
 
     async def outcome(self, call: Any, seconds: float) -> Any:

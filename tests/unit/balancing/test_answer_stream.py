@@ -196,6 +196,14 @@ async def test_what_is_no_chunk_at_all_is_skipped_and_counted() -> None:
     assert host.attempt.malformed == 2
 
 
+async def test_who_reads_the_bytes_is_spared_what_is_no_chunk_at_all() -> None:
+    with pytest.raises(InvalidStreamError, match="no JSON"):  # another host can take over
+        await Answering(ROLE, b"data: OK\n\n", HI, STOP, DONE).raw()
+    with pytest.raises(InvalidStreamError, match="no JSON"):
+        await Answering(HI, b"data: OK\n\n", STOP, DONE).raw()
+    assert await Answering(HI, b": ping\n\n", STOP, DONE).raw() == HI + b": ping\n\n" + STOP + DONE
+
+
 async def test_a_stream_that_lingers_after_its_end_ends_all_the_same() -> None:
     for pieces, patience in (
         ([HI, STOP, DONE, 60.0], 0.11),

@@ -59,6 +59,7 @@ class AnswerExchange:
         limits: How long it may take once it has begun.
         watchdog: Knows how long it may take until then.
         clock: Source of monotonic time.
+        is_typed: Whether events that are no JSON are passed over.
 
     Attributes:
         is_known: Whether we know what was asked.
@@ -73,11 +74,14 @@ class AnswerExchange:
         limits: AnswerLimits,
         watchdog: Watchdog,
         clock: Clock,
+        *,
+        is_typed: bool,
     ) -> None:
         self._facts = facts = call.facts
         self.is_known = facts.payload is not None
         self.is_streamed = facts.streamed
         self._is_buffered = bool(request.extensions.get(BUFFERED))
+        self._is_typed = is_typed
         self._hold: Hold = "whole" if self._is_buffered else call.hold
         self._attempt = attempt
         self._watchdog = watchdog
@@ -159,7 +163,7 @@ class AnswerExchange:
         self._is_stream = True
         inner = cast("httpx.AsyncByteStream", response.stream)
         payload = self._facts.payload or {}
-        terms = StreamTerms(self._dialect, self._dialect.answers(payload))
+        terms = StreamTerms(self._dialect, self._dialect.answers(payload), self._is_typed)
         stream = CheckedStream(
             inner, terms, self._limits, self._attempt, self._watchdog, self._clock
         )

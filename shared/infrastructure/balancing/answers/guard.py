@@ -28,6 +28,10 @@ from shared.infrastructure.resilience import Clock
 MAY_RESTART = "may_restart"
 """Request extension: a stream that is too slow may begin anew elsewhere, whatever was delivered."""
 
+TYPED = "typed"
+"""Request extension: its stream is read by `events`, which pass over what is no JSON; whoever reads
+the bytes would stumble over it."""
+
 FirstTokenP99 = Callable[[str | None], float | None]
 """Seconds that the 99th percentile of a model's latest first tokens took; None if unknown."""
 
@@ -93,7 +97,10 @@ class AnswerGuard(httpx.AsyncBaseTransport):
             limits = limits._replace(min_rate=None) if may_be_slow else limits
         watchdog = Watchdog(self._clock, call.deadline, attempt.host)
         watchdog.allow(first_token, FirstTokenTimeoutError)
-        exchange = AnswerExchange(request, call, attempt, limits, watchdog, self._clock)
+        is_typed = TYPED in request.extensions
+        exchange = AnswerExchange(
+            request, call, attempt, limits, watchdog, self._clock, is_typed=is_typed
+        )
         between = limits.idle_bytes if exchange.is_streamed else limits.silence
         extensions: dict[str, Any] = {
             "timeout": {

@@ -59,10 +59,12 @@ class StreamTerms(NamedTuple):
     Attributes:
         dialect: How its events are read.
         answers: How many answers it has to finish.
+        is_typed: Whether what is no JSON is passed over.
     """
 
     dialect: Dialect
     answers: int
+    is_typed: bool = True
 
 
 class CheckedStream(Watched, httpx.AsyncByteStream):
@@ -264,7 +266,7 @@ class CheckedStream(Watched, httpx.AsyncByteStream):
             event = read(name, data)
             chunk, characters, said, finished, is_end, error, usage = event
             if chunk is None:
-                attempt.malformed += not is_end
+                self._pass_over(data, is_end=is_end)
             elif error is not None:
                 self._reported, self._is_last = error, True
                 return
@@ -285,6 +287,14 @@ class CheckedStream(Watched, httpx.AsyncByteStream):
                 self._begin()
         if has_news:
             self._finish()
+
+    def _pass_over(self, data: bytes, *, is_end: bool) -> None:
+        """Take note of an event that is no JSON: the end mark, or one that nobody is to see."""
+        if is_end:
+            return
+        if not self._terms.is_typed:
+            raise InvalidStreamError(f"an event is no JSON: {data[:200]!r}")
+        self._attempt.malformed += 1
 
     def _take_note_of_end(self, event: Event) -> None:
         """Take note of usage, of a finish, or of the end mark."""

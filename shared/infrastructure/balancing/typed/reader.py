@@ -12,7 +12,7 @@ from shared.infrastructure.balancing.accounting.answer_cache_layer import CACHED
 from shared.infrastructure.balancing.accounting.bill import usage_of
 from shared.infrastructure.balancing.accounting.prices import PriceTable
 from shared.infrastructure.balancing.accounting.replay import EventSource
-from shared.infrastructure.balancing.answers import MAY_RESTART, STREAM
+from shared.infrastructure.balancing.answers import MAY_RESTART, STREAM, TYPED
 from shared.infrastructure.balancing.call import ATTEMPT, CALL, Attempt, Call, JSONObject, call_of
 from shared.infrastructure.balancing.classify import fault_of
 from shared.infrastructure.balancing.dialects import Event
@@ -69,6 +69,7 @@ class AnswerReader:
         self.is_complete = False
         self.is_wanted = True
         self._exchange = exchange
+        request.extensions[TYPED] = True
         if recovery == "restart":
             request.extensions[MAY_RESTART] = True
         self._request = request
